@@ -1,0 +1,117 @@
+"""How often is a model right, and how sure can we be?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from .checks import check_count, check_images, check_labels, check_logits, evaluating
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``correct`` of ``n`` images; prints as ``89.2 % [87.1, 91.0]``."""
+
+    correct: int
+    n: int
+
+    @classmethod
+    def of(cls, right: Tensor) -> Accuracy:
+        """Count outcomes, bool ``[N]`` with at least one image."""
+        check_count(len(right), "number of images")
+        return cls(int(right.sum()), len(right))
+
+    @property
+    def percent(self) -> float:
+        """The accuracy in percent."""
+        return 100 * self.correct / self.n
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's score interval for the accuracy, in percent (Wilson 1927)."""
+        bounds = binomtest(self.correct, self.n).proportion_ci(confidence, method="wilson")
+        return 100 * bounds.low, 100 * bounds.high
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.percent:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+@torch.no_grad()
+def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Tensor:
+    """Which images the model gets right: bool ``[N]``, in evaluation mode, mode restored.
+
+    Args:
+        model: images -> logits.
+        x: images ``[N, C, H, W]`` in [0, 1].
+        y: int64 labels ``[N]``.
+        batch_size: images per forward pass.
+    """
+    check_images(x)
+    check_labels(y, len(x))
+    check_count(batch_size, "batch_size")
+    right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    with evaluating(model):
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            logits = model(x[part])
+            check_logits(logits, y[part])
+            right[part] = logits.argmax(1) == y[part]
+    return right
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Accuracy:
+    """Accuracy of ``model`` on at least one image, with its confidence interval at hand."""
+    return Accuracy.of(outcomes(model, x, y, batch_size=batch_size))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference in points with its interval; prints as ``+1.3 points [+0.2, +2.4]``."""
+
+    points: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} points [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def paired_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95) -> Difference:
+    """How many points ``second`` is better than ``first`` on the *same* images.
+
+    Two intervals may overlap while the difference is certain, since both models fail on the
+    same hard images. This is Newcombe's hybrid score interval for paired proportions (Newcombe
+    1998, method 10): Wilson's interval of each, joined by their correlation. It keeps its promise
+    also where only a handful of images differ, and is never of width zero.
+
+    Args:
+        first: outcomes of one model, bool ``[N]``.
+        second: outcomes of the other on the same images.
+        confidence: of the interval.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"second: expected shape {list(first.shape)}, got {list(second.shape)}")
+    a, b = Accuracy.of(first), Accuracy.of(second)
+    n = a.n
+    both = int((first & second).sum())
+    # Correlation of the outcomes, shrunk towards 0 as Newcombe does.
+    lean = both * (n - a.correct - b.correct + both) - (a.correct - both) * (b.correct - both)
+    lean = max(lean - n / 2, 0) if lean > 0 else lean
+    spread = a.correct * (n - a.correct) * b.correct * (n - b.correct)
+    phi = lean / math.sqrt(spread) if spread else 0.0
+
+    (low_a, high_a), (low_b, high_b) = a.interval(confidence), b.interval(confidence)
+    difference = b.percent - a.percent
+
+    def reach(u: float, v: float) -> float:
+        return math.sqrt(max(u * u - 2 * phi * u * v + v * v, 0.0))
+
+    return Difference(
+        difference,
+        difference - reach(b.percent - low_b, high_a - a.percent),
+        difference + reach(high_b - b.percent, a.percent - low_a),
+    )

@@ -1,0 +1,242 @@
+"""Figures, tables, and pictures that move without a kernel.
+
+Every function returns an object that a notebook shows as the last line of a cell. Colours are
+those of Okabe and Ito (2008), which colour-blind readers can tell apart; what matters is never
+said by colour alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .evaluation import Accuracy
+
+INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
+_LINES = ((INK, "-", "o"), (BLUE, "--", "s"), (GREEN, "-.", "^"), (ORANGE, ":", "D"))
+_DPI = 144  # stored pictures; shown at about half that, so they are sharp on a fine screen
+
+
+class Picture(Figure):
+    """A matplotlib figure that a notebook shows by itself: no pyplot, no global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def image_grid(
+    rows: Mapping[str, Tensor],
+    notes: Mapping[str, Sequence[str]] | None = None,
+    wrong: Mapping[str, Sequence[bool]] | None = None,
+    *,
+    size: float = 0.95,
+    columns: int = 0,
+    limits: tuple[float, float] = (0, 1),
+    cmap: str = "gray",
+) -> Picture:
+    """Rows of images, the row's name on the left and a note under each image.
+
+    Args:
+        rows: name -> images ``[N, C, H, W]``; one or three channels.
+        notes: name -> a text per image, such as the predicted class.
+        wrong: name -> whether each note tells of a mistake: printed red, bold and with a cross.
+        size: of one image, in inches.
+        columns: leave room for at least so many, so that a few images are not drawn huge.
+        limits: pixel values drawn darkest and brightest.
+        cmap: of one-channel images.
+    """
+    columns = max(columns, *(len(images) for images in rows.values()))
+    extra = 0.25 if notes else 0.0
+    figure = Picture(figsize=(columns * size + 0.9, len(rows) * (size + extra)))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for k, ax in enumerate(line):
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if k >= len(images):
+                continue
+            ax.imshow(_picture(images[k]), cmap=cmap, vmin=limits[0], vmax=limits[1])
+            if notes and name in notes:
+                bad = bool(wrong and name in wrong and wrong[name][k])
+                ax.set_xlabel(
+                    f"{notes[name][k]}{' ✗' if bad else ''}",
+                    fontsize=10.5,
+                    labelpad=2,
+                    color=RED if bad else INK,
+                    fontweight="bold" if bad else "normal",
+                )
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, labelpad=8)
+    figure.subplots_adjust(
+        left=0.9 / figure.get_figwidth(),
+        right=0.995,
+        top=0.99,
+        bottom=extra / figure.get_figheight(),
+        wspace=0.06,
+        hspace=0.05 + extra / size,
+    )
+    return figure
+
+
+def curves(
+    lines: Mapping[str, Mapping[float, Accuracy]], *, xlabel: str, ylabel: str = "accuracy (%)"
+) -> Picture:
+    """Accuracy against ε (or anything else), with 95 % intervals and direct labels."""
+    figure = Picture(figsize=(6.2, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for k, (name, points) in enumerate(lines.items()):
+        colour, style, marker = _LINES[k % len(_LINES)]
+        x = np.array(list(points))
+        y = np.array([point.percent for point in points.values()])
+        bounds = np.array([point.interval() for point in points.values()])
+        errors = np.clip(np.abs(bounds.T - y), 0, None)
+        ax.errorbar(
+            x, y, errors, color=colour, ls=style, marker=marker, ms=5, lw=1.8, capsize=3, label=name
+        )
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
+    _tidy(ax)
+    return figure
+
+
+def losses(
+    lines: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str = "epoch",
+    ylabel: str = "loss",
+    first: int = 1,
+) -> Picture:
+    """Values per epoch or step, counted from ``first``."""
+    figure = Picture(figsize=(6.2, 2.8), layout="constrained")
+    ax = figure.subplots()
+    for k, (name, values) in enumerate(lines.items()):
+        colour, style, _ = _LINES[k % len(_LINES)]
+        x = range(first, first + len(values))
+        ax.plot(x, values, color=colour, ls=style, lw=1.8, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    _tidy(ax)
+    return figure
+
+
+def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Picture:
+    """Outlined histograms of several samples on common bins."""
+    figure = Picture(figsize=(6.2, 3.0), layout="constrained")
+    ax = figure.subplots()
+    top = max(max(values) for values in samples.values())
+    bins = np.linspace(0, top, 60)
+    for k, (name, values) in enumerate(samples.items()):
+        colour, style, _ = _LINES[k % len(_LINES)]
+        ax.hist(values, bins, histtype="step", color=colour, ls=style, lw=1.6, label=name)
+    ax.set(xlabel=xlabel, ylabel="images")
+    _tidy(ax)
+    return figure
+
+
+class Table:
+    """A table that a notebook and the book show as a table, and a terminal as text.
+
+    Args:
+        header: names of the columns.
+        rows: cells, turned into text by ``str``.
+    """
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        self.header = [str(cell) for cell in header]
+        self.rows = [[str(cell) for cell in row] for row in rows]
+
+    def _repr_markdown_(self) -> str:
+        rule = ["---"] + ["---:"] * (len(self.header) - 1)
+        # A line may break before an interval, not inside it: "89.2 %" and "[87.1, 91.0]".
+        rows = [[_glue(cell) for cell in row] for row in self.rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [self.header, rule, *rows])
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [self.header, *self.rows]
+        )
+
+
+class Slider:
+    """Pictures behind a slider: one range input and a line of script, all in the page itself.
+
+    It needs no kernel, no network and no widget library, works with a keyboard, in the built book,
+    in Jupyter and in Colab. Without scripts the first chosen picture is shown.
+
+    Args:
+        frames: label -> figure, in the order of the slider.
+        name: what the slider changes, such as ``"ε"``.
+        alt: what the pictures show, for readers who cannot see them; the label is added.
+        caption: under the picture; HTML is allowed.
+        start: place of the picture shown first.
+    """
+
+    def __init__(
+        self,
+        frames: Mapping[str, Picture],
+        *,
+        name: str,
+        alt: str,
+        caption: str,
+        start: int = 0,
+    ) -> None:
+        if not frames:
+            raise ValueError("frames: expected at least one figure, got none")
+        self.labels, self.name, self.alt, self.caption = list(frames), name, alt, caption
+        self.start = start
+        self.pictures = [base64.b64encode(f._repr_png_()).decode() for f in frames.values()]
+
+    def __repr__(self) -> str:
+        return f"Slider({self.name}: {', '.join(self.labels)})"
+
+    def _repr_html_(self) -> str:
+        images = "".join(
+            f'<img src="data:image/png;base64,{picture}" '
+            f'alt="{html.escape(f"{self.alt} ({self.name} = {label})")}" '
+            f'style="display:{"block" if k == self.start else "none"};max-width:100%;margin:auto">'
+            for k, (label, picture) in enumerate(zip(self.labels, self.pictures, strict=True))
+        )
+        # `this` is the input; the figure's labels travel in a data attribute.
+        script = (
+            "const f=this.closest('figure'),i=+this.value,t=JSON.parse(f.dataset.labels)[i];"
+            "f.querySelectorAll('img').forEach((m,k)=>m.style.display=k===i?'block':'none');"
+            "f.querySelector('output').textContent=t;this.setAttribute('aria-valuetext',t)"
+        )
+        name, first = html.escape(self.name), html.escape(self.labels[self.start])
+        return (
+            f'<figure class="apudae-slider" data-labels="{html.escape(json.dumps(self.labels))}" '
+            f'style="margin:1em 0">{images}'
+            '<label style="display:flex;gap:.8em;align-items:center;margin:.6em auto;'
+            f'max-width:34em"><span style="white-space:nowrap">{name} = '
+            f'<output style="display:inline-block;min-width:3em;padding:0">{first}</output></span>'
+            f'<input type="range" min="0" max="{len(self.labels) - 1}" step="1" '
+            f'value="{self.start}" aria-label="{name}" aria-valuetext="{first}" '
+            f'style="flex:1;min-width:6em" oninput="{html.escape(script)}"></label>'
+            f"<figcaption>{self.caption}</figcaption></figure>"
+        )
+
+
+def _tidy(ax: Axes) -> None:
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+
+
+def _glue(cell: str) -> str:
+    return re.sub(r"(?<=\d) (?=%)|(?<=,) (?=[-+\d.]+\])", "\N{NO-BREAK SPACE}", cell)
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    image = image.detach().cpu().float()
+    return image[0].numpy() if len(image) == 1 else image.clamp(0, 1).permute(1, 2, 0).numpy()

@@ -1,0 +1,166 @@
+import hashlib
+import socket
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+
+from apudae import data
+
+
+def hashes(images):
+    pixels = (images * 255).round().to(torch.uint8).numpy()
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 3000), ("validation", 1000), ("test", 1000)])
+def test_the_bundled_sample_keeps_the_contract(split, n):
+    x, y = data.load("mnist", split)
+    assert x.shape == (n, 1, 28, 28)
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
+    assert x.min() == 0
+    assert x.max() == 1
+    assert torch.bincount(y).tolist() == [n // 10] * 10
+
+
+def test_the_first_images_of_a_split_are_a_mixture_of_classes():
+    assert len(data.load("mnist", "test").take(100).labels.unique()) == 10
+
+
+def test_no_digit_is_in_two_splits():
+    seen = [h for split in data.SPLITS for h in hashes(data.load("mnist", split).images)]
+    assert len(set(seen)) == len(seen) == 5000
+
+
+def test_the_quick_profile_is_what_the_environment_says(monkeypatch):
+    monkeypatch.setenv("APUDAE_PROFILE", "nonsense")
+    with pytest.raises(ValueError, match="unknown profile 'nonsense'; known: quick, full"):
+        data.load("mnist")
+
+
+def test_full_training_digits_are_neither_validation_nor_test(full_data):
+    x, y = data.load("mnist", "train", profile="full", root=full_data)
+    assert x.shape == (58_000, 1, 28, 28)
+    train = set(hashes(x))
+    assert len(train) == 58_000
+    held_out = [
+        h for split in ("validation", "test") for h in hashes(data.load("mnist", split).images)
+    ]
+    assert not train & set(held_out)
+    official = data.load("mnist", "test", profile="full", root=full_data)
+    assert official.images.shape == (10_000, 1, 28, 28)
+    assert not (train | set(held_out)) & set(hashes(official.images))
+    assert abs(x.mean().item() - 0.1307) < 1e-3
+    assert abs(x.std().item() - 0.3081) < 1e-3
+    assert y.bincount().min() > 5000
+
+
+def test_the_sample_is_where_its_index_says(full_data):
+    whole = np.fromfile(full_data / "MNIST/raw/train-images-idx3-ubyte", np.uint8)[16:]
+    whole = whole.reshape(-1, 28, 28)
+    for split in data.SPLITS:
+        ours = (data.load("mnist", split).images[:, 0] * 255).round().numpy()
+        assert np.array_equal(whole[data.sample_index(split)], ours)
+
+
+def test_the_environment_switches_the_profile(full_data, monkeypatch):
+    monkeypatch.setenv("APUDAE_PROFILE", "full")
+    monkeypatch.setenv("APUDAE_DATA", str(full_data))
+    assert len(data.load("mnist", "test").images) == 10_000
+    assert len(data.load("mnist", "test", profile="quick").images) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mnits",), "unknown data set 'mnits'; known: mnist"),
+        (("mnist", "valid"), "unknown split 'valid'; known: train, validation, test"),
+    ],
+)
+def test_unknown_names_list_the_known_ones(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(*arguments)
+
+
+def test_a_damaged_sample_is_named_with_both_sums(tmp_path, monkeypatch):
+    content = bytearray(data.SAMPLE.read_bytes())
+    content[5000] ^= 1
+    damaged = tmp_path / "mnist_5k.npz"
+    damaged.write_bytes(content)
+    monkeypatch.setattr(data, "SAMPLE", damaged)
+    with pytest.raises(RuntimeError) as error:
+        data.load("mnist", "test")
+    for part in (str(damaged), hashlib.sha256(content).hexdigest(), data.SHA256[damaged.name]):
+        assert part in str(error.value)
+
+
+def test_a_missing_sample_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SAMPLE", tmp_path / "gone.npz")
+    monkeypatch.setitem(data.SHA256, "gone.npz", "0")
+    with pytest.raises(FileNotFoundError, match=r"gone\.npz is missing"):
+        data.load("mnist", "test")
+
+
+def test_full_without_data_or_network_says_what_to_do(tmp_path, monkeypatch, no_network):
+    monkeypatch.setenv("APUDAE_DATA", str(tmp_path / "given"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with (
+        pytest.warns(UserWarning, match=r"given holds no MNIST/raw; looking in"),
+        pytest.raises(FileNotFoundError) as error,
+    ):
+        data.load("mnist", "train", profile="full")
+    message = str(error.value)
+    for part in (
+        str(tmp_path / "given" / "MNIST" / "raw"),
+        str(tmp_path / "cache" / "apudae" / "MNIST" / "raw"),
+        "the download failed",
+        "APUDAE_DATA=<root>",
+        "profile='quick'",
+    ):
+        assert part in message
+    assert list((tmp_path / "cache" / "apudae").iterdir()) == []  # nothing half-written
+    assert len(data.load("mnist", "train").images) == 3000  # quick goes on working
+
+
+def test_a_damaged_full_file_is_named(tmp_path, full_data):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (full_data / "MNIST" / "raw").iterdir():
+        (raw / file.name).symlink_to(file)
+    labels = raw / "t10k-labels-idx1-ubyte"
+    content = labels.read_bytes()[:-1]
+    labels.unlink()
+    labels.write_bytes(content)
+    with pytest.raises(RuntimeError, match="t10k-labels-idx1-ubyte is damaged: SHA-256 is"):
+        data.load("mnist", "test", profile="full", root=tmp_path)
+
+
+def test_a_download_is_moved_into_place_when_complete(tmp_path, monkeypatch):
+    """The download itself is torchvision's; what is ours is what happens around it."""
+    import torchvision.datasets
+
+    def fake(root, download):
+        raw = root / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for name in data.SHA256:
+            (raw / name).write_bytes(b"x")
+        (raw / "train-images-idx3-ubyte.gz").write_bytes(b"x")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fake)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("APUDAE_DATA", raising=False)
+    with pytest.raises(RuntimeError, match="is damaged"):  # the fake's content is not MNIST
+        data.load("mnist", "train", profile="full")
+    assert [path.name for path in (tmp_path / "apudae").iterdir()] == ["MNIST"]
+    assert not list((tmp_path / "apudae").rglob("*.gz"))
