@@ -1,0 +1,359 @@
+"""The frame of the chapters, and proof that the comparison of their outputs can fail."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from torch import nn
+
+from apudae import attacks, checkpoints, data, purification, training
+
+BOOK = Path(__file__).parents[1] / "book"
+NOTEBOOKS = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.ipynb"))
+CHAPTERS = [name for name in NOTEBOOKS if re.match(r"\d\d_", name)]
+
+
+def read(name):
+    return nbformat.read(BOOK / name, as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shown_in_full(name):
+    """What a chapter's cells tagged "algorithm" define, and nothing else of the chapter."""
+    imports = {"torch": torch, "nn": nn, "F": torch.nn.functional}
+    cells = [cell for cell in code(read(name)) if "algorithm" in cell.metadata.get("tags", [])]
+    assert cells, f"{name} shows no algorithm"
+    for cell in cells:
+        exec(cell.source, imports)
+    return imports
+
+
+# --- the algorithms shown in the text are those of the package -------------------------------
+
+
+@pytest.fixture
+def digits(generator):
+    start = torch.randint(900, (1,), generator=generator).item()
+    x, y = data.load("mnist", "validation")
+    return x[start : start + 16], y[start : start + 16]
+
+
+def test_chapter_1_shows_the_packages_fgsm(digits):
+    x, y = digits
+    model = checkpoints.load("mnist-cnn")
+    shown = shown_in_full("01_threat_models.ipynb")["fgsm"]
+    torch.testing.assert_close(shown(model, x, y, eps=0.2), attacks.fgsm(model, x, y, eps=0.2))
+
+
+def test_chapter_3_shows_the_packages_objective(digits):
+    x, y = digits
+    dae = checkpoints.load("mnist-dae")
+    shown = shown_in_full("03_training_a_dae.ipynb")["denoising_loss"]
+    losses = [
+        shown(dae, x, 0.3, torch.Generator().manual_seed(5)),
+        training.denoising(0.3)(dae, x, y, torch.Generator().manual_seed(5)),
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_chapter_5_shows_the_packages_defense(digits):
+    x, _ = digits
+    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    shown = shown_in_full("05_direct_purification.ipynb")
+    theirs = shown["DefendedClassifier"](classifier, shown["DirectPurifier"](dae))
+    ours = purification.Defended(classifier, purification.Direct(dae))
+    torch.testing.assert_close(theirs(x), ours(x))
+
+
+def test_chapter_6_shows_the_packages_purifier(digits):
+    """In float64: Adam divides by the size of a gradient, and so amplifies rounding."""
+    x = digits[0].double()
+    dae = checkpoints.load("mnist-dae").double()
+    shown = shown_in_full("06_adaptive_purification.ipynb")["purify"]
+    ours = purification.Adaptive(dae, steps=12, step_size=0.05)(x)
+    moved = (ours - x).abs().max()
+    assert moved > 0.1
+    assert (shown(dae, x, 12, 0.05) - ours).abs().max() < 1e-4 * moved
+
+
+# --- the frame --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_has_the_whole_frame(name):
+    text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
+    for part in (
+        "In this chapter you will",
+        "**You need**",
+        "**Time:**",
+        "## In this chapter",
+        "## References",
+        "## Exercises",
+        "{cite}`",
+    ):
+        assert part in text, part
+    exercises = re.findall(r"\{exercise-start\}.*\n:label: (\S+)", text)
+    solutions = re.findall(r"\{solution(?:-start)?\} (\S+)", text)
+    assert len(exercises) >= 3
+    assert exercises == solutions
+    assert text.count(":class: dropdown") == len(solutions)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_anywhere_and_is_small(name):
+    notebook = read(name)
+    assert (BOOK / name).stat().st_size <= 1_000_000
+    first = code(notebook)[0]
+    assert "colab-setup" in first.metadata["tags"]
+    assert "--no-deps" in first.source
+    assert len({cell.source for cell in map(lambda n: code(read(n))[0], NOTEBOOKS)}) == 1
+    for cell in code(notebook):
+        assert not re.search(r"""["'](\.\./|\.?/)?(book|tests|apudae)/""", cell.source)
+        assert not any(output.output_type == "error" for output in cell.outputs)
+        assert cell.execution_count is not None, "not executed"
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert len(lines) <= 22
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_has_a_picture_that_moves_and_pictures_have_words(name):
+    sliders = 0
+    for cell in code(read(name)):
+        for output in cell.outputs:
+            page = output.get("data", {}).get("text/html", "")
+            sliders += 'class="apudae-slider"' in page
+            if "image/png" in output.get("data", {}):
+                described = cell.metadata["mystnb"]
+                assert described["figure"]["caption"]
+                assert described["image"]["alt"]
+    assert sliders >= 1
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_compared_outputs_hold_no_times_or_progress(name):
+    for cell in code(read(name)):
+        for output in cell.outputs:
+            assert output.get("name") != "stderr"
+            assert "it/s" not in json.dumps(output)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_imports_only_what_the_package_depends_on(name):
+    known = {"apudae", "torch", "numpy", "scipy", "matplotlib", "importlib", "math", "time"}
+    for cell in code(read(name))[1:]:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= known
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] in known
+
+
+# --- the comparison of outputs can fail --------------------------------------------------------
+
+
+def change(notebook, pattern, by, trains):
+    """Shift the first stored accuracy that matches, in a cell that trains or does not."""
+    for cell in code(notebook):
+        tags = cell.metadata.get("tags", [])
+        if ("trains-live" in tags) != trains or "nbval-ignore-output" in tags:
+            continue
+        for output in cell.outputs:
+            holders = [output] if "text" in output else [output.get("data", {})]
+            for holder in holders:
+                for key in ("text", "text/plain", "text/markdown"):
+                    if key not in holder or not (match := re.search(pattern, holder[key])):
+                        continue
+                    old = match.group(1)
+                    new = f"{float(old) - by:.1f}"
+                    # The same number in each form of the output, as a real change would be.
+                    for form in ("text", "text/plain", "text/markdown"):
+                        if form in holder:
+                            holder[form] = re.sub(
+                                rf"{re.escape(old)}(?=\s%)", new, holder[form], count=1
+                            )
+                    return code(notebook).index(cell)
+    raise AssertionError("nothing to change")
+
+
+def cut_after(notebook, place):
+    """Drop what follows a code cell: it costs time and has no part in the proof."""
+    notebook.cells = notebook.cells[: notebook.cells.index(code(notebook)[place]) + 1]
+
+
+def run(folder, *arguments, **environment):
+    import os
+
+    shutil.copy(BOOK / "conftest.py", folder)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval",
+            "--nbval-current-env",
+            "-p",
+            "no:cacheprovider",
+            "--nbval-cell-timeout=600",
+            "-rf",
+            "--color=no",
+            *arguments,
+            ".",
+        ],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_stored_accuracy_that_is_wrong_fails(tmp_path):
+    """By 10 points and by 3, in cells that do not train; only those two cells may fail."""
+    expected = []
+    name = "05_direct_purification.ipynb"
+    for by in (10, 3):
+        notebook = read(name)
+        place = change(notebook, r"direct purification[ |]+(\d+\.\d)\s%", by, trains=False)
+        cut_after(notebook, place)
+        nbformat.write(notebook, tmp_path / f"by_{by}.ipynb")
+        expected.append(f"by_{by}.ipynb::Cell {place}")
+    result = run(tmp_path)
+    failed = re.findall(r"^FAILED (\S+ \d+)", result.stdout, re.MULTILINE)
+    assert sorted(failed) == sorted(expected), result.stdout[-3000:]
+
+
+def test_a_stored_accuracy_that_is_wrong_by_10_points_after_training_fails(tmp_path):
+    name = "03_training_a_dae.ipynb"
+    notebook = read(name)
+    place = change(notebook, r"your DAE first[ |]+(\d+\.\d)\s%", 10, trains=True)
+    cut_after(notebook, place)
+    nbformat.write(notebook, tmp_path / name)
+    result = run(tmp_path)
+    failed = re.findall(r"^FAILED (\S+ \d+)", result.stdout, re.MULTILINE)
+    assert failed == [f"{name}::Cell {place}"], result.stdout[-3000:]
+
+
+ARITHMETIC = {"one thread": {"OMP_NUM_THREADS": "1"}, "avx2": {"ATEN_CPU_CAPABILITY": "avx2"}}
+SLOW = [name for name in CHAPTERS if not name.startswith("05")]
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC)
+@pytest.mark.parametrize(
+    "name",
+    ["05_direct_purification.ipynb", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)],
+)
+def test_another_processor_agrees_within_the_tolerance(name, kind, tmp_path):
+    shutil.copy(BOOK / name, tmp_path)
+    result = run(tmp_path, **ARITHMETIC[kind])
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert re.search(r"\d+ passed", result.stdout)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The package as a reader gets it: a wheel, unpacked where no checkout is."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(BOOK.parent / part, source)
+    shutil.copytree(
+        BOOK.parent / "apudae", source / "apudae", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", source, source], check=True)
+    (wheel,) = source.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    return site
+
+
+@pytest.mark.parametrize(
+    "name", [CHAPTERS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS[1:])]
+)
+def test_a_notebook_runs_alone_with_the_built_wheel(name, installed, tmp_path):
+    notebook = read(name)
+    where = "import apudae\nprint(apudae.__file__)"
+    notebook.cells.append(nbformat.v4.new_code_cell(where, execution_count=1))
+    notebook.cells[-1].outputs = [
+        nbformat.v4.new_output("stream", text=f"{installed / 'apudae' / '__init__.py'}\n")
+    ]
+    nbformat.write(notebook, tmp_path / Path(name).name)
+    result = run(tmp_path, PYTHONPATH=str(installed))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert re.search(r"\d+ passed", result.stdout)
+
+
+# --- the comparison itself ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("book_conftest", BOOK / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("stored", "found", "points", "same"),
+    [
+        ("loss 1.00000", "loss 1.00005", 0, True),
+        ("loss 1.00000", "loss 1.0005", 0, False),
+        ("loss 1.00000", "loss 1.0005", 1.5, False),  # not measured in percent
+        ("89.2 % [87.1, 91.0]", "89.2 % [87.1, 91.0]", 0, True),
+        ("89.2 % [87.1, 91.0]", "88.2 % [86.0, 90.1]", 0, False),
+        ("89.2 % [87.1, 91.0]", "88.2 % [86.0, 90.1]", 1.5, True),
+        ("89.2 % [87.1, 91.0]", "87.6 % [86.0, 90.1]", 1.5, False),
+        ("89.2 % [87.1, 91.0]", "89.2 % [85.1, 91.0]", 1.5, False),
+        ("+1.9 points [-0.1, +3.9]", "+1.6 points [-0.4, +3.5]", 1.5, True),
+        ("+1.9 points [-0.1, +3.9]", "+1.3 points [-0.7, +3.3]", 1.5, False),
+        ("ε = 0.1: 89.2 %", "ε = 0.2: 89.2 %", 1.5, False),
+        ("1,000 images: 89.2 %", "1,001 images: 89.2 %", 1.5, False),
+        ("shape [1000, 1, 28, 28]", "shape [1000, 1, 28, 29]", 1.5, False),
+        ("reads 3", "reads 5", 1.5, False),
+        ("true", "false", 1.5, False),
+        ("one 1 %", "one 1 % two 2 %", 1.5, False),
+        ("| 99.1 % [98, 99] |", "| 99.3 % [98, 99] |", 1.5, True),
+        ("10.0 %  [9, 11]", "9.7 %   [9, 11]", 1.5, True),  # the padding of a column
+        ("−0.2 points", "−0.4 points", 0.5, True),
+        ("89.2\xa0% [87.1,\xa091.0]", "88.2\xa0% [86.0,\xa090.1]", 1.5, True),
+    ],
+)
+def test_numbers_are_compared_within_tolerance_and_words_exactly(
+    stored, found, points, same, comparison
+):
+    a, b = comparison.Output(stored), comparison.Output(found)
+    a.points = b.points = points
+    assert (a == b) is same
+    assert (a != b) is not same
+
+
+@pytest.mark.parametrize(
+    ("metadata", "allowed"),
+    [
+        ({}, True),
+        ({"tolerance_points": 1.5}, True),
+        ({"tolerance_points": 3}, False),
+        ({"tolerance_points": 3, "tags": ["trains-live"]}, True),
+        ({"tolerance_points": 3.1, "tags": ["trains-live"]}, False),
+        ({"tolerance_points": -1}, False),
+    ],
+)
+def test_no_cell_can_ask_for_more_than_is_allowed(metadata, allowed, comparison):
+    if allowed:
+        assert comparison.points(metadata) == metadata.get("tolerance_points", 0)
+    else:
+        with pytest.raises(ValueError, match="tolerance_points"):
+            comparison.points(metadata)
