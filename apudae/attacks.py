@@ -1,178 +1,194 @@
 """Attacks within an ε-ball: ``attack(model, x, y, *, eps, ...) -> x_adv``.
 
-``model`` is any module images -> logits: a bare classifier, or a whole defended one. Every result
-lies in the L∞ ball of radius ε around the image and in [0, 1]. Attacks run the model in evaluation
-mode and leave its modes, parameters, buffers and ``.grad`` as found: gradients are taken with
-respect to the image alone.
+``model`` is any module images -> logits: a bare classifier, or a whole defended one. All attacks
+are called alike:
+
+- ``x``: float32 or float64 images ``[N, C, H, W]`` in [0, 1]; ``y``: int64 labels ``[N]``;
+- ``eps``: radius of the ball, in pixel units (``8 / 255``); ``norm``: ``"linf"`` or ``"l2"``;
+- ``targeted``: ``y`` are the classes to reach, not those to leave;
+- ``seed`` and ``index``: random draws are keyed by the seed and the image's index (int64 ``[N]``,
+  by default its place in the batch), so a subset with its indices is attacked as the whole was;
+- ``batch_size``: images per pass through the model; changes speed and memory, not results.
+
+Every result lies in the ball and in [0, 1], and no image's result depends on the others. The model
+runs in evaluation mode and keeps its modes, parameters, buffers and ``.grad``: gradients are taken
+with respect to the images alone. Wrong arguments raise ``ValueError``; a model that returns
+probabilities or stands in training mode draws an :class:`~apudae.checks.AttackWarning`.
+
+The attacks live in :mod:`apudae.gradient` (FGSM to PGD), :mod:`apudae.autoattack` (APGD, Square)
+and :mod:`apudae.minimum` (C&W, DeepFool: the *smallest* change that is enough). Here they are
+gathered, and :func:`suite` runs several and keeps the worst case.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .checks import (
-    check_count,
-    check_images,
-    check_labels,
-    check_logits,
-    check_number,
-    evaluating,
-)
+from .autoattack import apgd, square
+from .gradient import bim, fgsm, noise, pgd, rfgsm
+from .minimum import cw, deepfool
+from .norms import length, project
+from .objectives import Best, Objective, by_chunk, check_attack
+
+__all__ = [
+    "WorstCase",
+    "apgd",
+    "bim",
+    "cw",
+    "deepfool",
+    "fgsm",
+    "noise",
+    "pgd",
+    "project",
+    "rfgsm",
+    "square",
+    "standard",
+    "suite",
+]
 
 
-def noise(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, seed: int = 0) -> Tensor:
-    """Uniform noise in ±ε: no attack at all, the yardstick for the others.
+@dataclass(frozen=True)
+class WorstCase:
+    """What a suite of attacks left.
 
-    ``model`` and ``y`` are not used; they are there so that all attacks are called alike.
+    Attributes:
+        images: each image's worst case ``[N, C, H, W]``: the one that felled it, or if it stands
+            the one of the highest cross-entropy.
+        felled_by: int64 ``[N]``, a place in ``names``; −1 where the image stands.
+        names: ``"clean"`` (misclassified as it was), then the attacks in their order.
     """
-    x = _checked(x, y, eps)
-    return project(x + eps * _uniform(x, seed), x, eps)
+
+    images: Tensor
+    felled_by: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def standing(self) -> Tensor:
+        """Images that no attack felled, bool ``[N]``: the worst-case outcomes."""
+        return self.felled_by == -1
+
+    def standing_after(self) -> dict[str, int]:
+        """How many stood before the first attack (``"clean"``) and after each further one."""
+        return {
+            name: int((self.standing | (self.felled_by > place)).sum())
+            for place, name in enumerate(self.names)
+        }
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, targeted: bool = False) -> Tensor:
-    """Fast gradient sign method: one step of size ε (Goodfellow et al. 2015, §4).
+def standard(budget: str = "quick", *, classes: int = 10) -> dict[str, Callable[..., Tensor]]:
+    """The list :func:`suite` runs unless told otherwise, cheapest first.
 
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``: the true ones, or with ``targeted`` those to reach.
-        eps: radius of the L∞ ball, in pixel units (``8 / 255``).
-        targeted: lower the loss of ``y`` instead of raising it.
-
-    Raises:
-        ValueError: images, labels or ε out of range.
+    ``"quick"``: PGD-50, APGD-50 on the cross-entropy and on the targeted DLR, Square with 500
+    queries. ``"reference"``: PGD-200 with 10 restarts, APGD-100 with 5 restarts on the
+    cross-entropy and once per target on the DLR, Square with 5,000 queries. The two APGDs and
+    Square are AutoAttack (Croce & Hein 2020) without FAB. With fewer than 4 classes the targeted
+    DLR is not defined; the margin takes its place.
     """
-    x = _checked(x, y, eps)
-    if len(x) == 0:
-        return x
-    with evaluating(model):
-        _, _, gradient = _gradient(model, x, y)
-    return project(x + (-eps if targeted else eps) * gradient.sign(), x, eps)
+    if budget not in ("quick", "reference"):
+        raise ValueError(f"budget: expected 'quick' or 'reference', got {budget!r}")
+    quick = budget == "quick"
+    steps = 50 if quick else 100
+    return {
+        "PGD": partial(
+            pgd, steps=50 if quick else 200, restarts=1 if quick else 10, early_stop=True
+        ),
+        "APGD-CE": partial(apgd, steps=steps, restarts=1 if quick else 5, early_stop=True),
+        **(
+            {"APGD-DLR": partial(apgd, steps=steps, loss="dlr-targeted", early_stop=True)}
+            if classes >= 4
+            else {"APGD-margin": partial(apgd, steps=steps, loss="margin", early_stop=True)}
+        ),
+        "Square": partial(square, queries=500 if quick else 5000),
+    }
 
 
-def pgd(
+def suite(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
     eps: float,
-    steps: int = 50,
-    step_size: float | None = None,
-    random_start: bool = True,
-    early_stop: bool = False,
-    targeted: bool = False,
+    norm: str = "linf",
+    attacks: Mapping[str, Callable[..., Tensor]] | None = None,
     seed: int = 0,
+    index: Tensor | None = None,
     batch_size: int | None = None,
-) -> Tensor:
-    """Projected gradient descent (Madry et al. 2018, §2.1), keeping each image's best iterate.
+) -> WorstCase:
+    """Run attacks one after the other on the images that still stand; keep the worst case.
 
-    Sign steps on the cross-entropy, each projected back to the ball and to [0, 1]. The result is,
-    image by image, the misclassified iterate with the highest loss, or if none is misclassified the
-    iterate with the highest loss (``targeted``: classified as ``y``, the lowest loss).
+    An image counts as robust only if it withstands *all* attacks. Whatever an attack returns is
+    judged here, by the model's prediction, and refused if it left the ball.
 
     Args:
         model: images -> logits.
         x: images ``[N, C, H, W]`` in [0, 1].
         y: int64 labels ``[N]``.
-        eps: radius of the L∞ ball.
-        steps: gradient steps.
-        step_size: of each step; by default 2.5 · ε / steps, which can cross the ball.
-        random_start: begin at a uniformly drawn point of the ball.
-        early_stop: leave an image alone from its first misclassified iterate on (``targeted``:
-            the first classified as ``y``). Much faster, and no weaker against ``model`` itself.
-            Against *another* model, such as the same classifier behind a purifier, it is far
-            weaker: an image left just behind the border is easily brought back.
-        targeted: reach ``y`` instead of leaving it.
-        seed: of the random start, drawn image by image.
-        batch_size: images per pass through the model. It does not change the result. By default
-            250 on a CPU, where larger ones mostly move memory, and all at once elsewhere.
+        eps: radius of the ball.
+        norm: ``"linf"`` or ``"l2"``.
+        attacks: name -> attack; by default :func:`standard`. Each is called as ``attack(model, x,
+            y, ...)`` with those of ``eps``, ``norm``, ``seed``, ``index`` and ``batch_size``
+            that it takes; fix its other options with :func:`functools.partial`.
+        seed: for all of them.
+        index: of the images, keys of their draws.
+        batch_size: images per pass.
 
     Raises:
-        ValueError: images, labels, ε, steps or step size out of range.
+        ValueError: an argument that no attack can use, or an attack whose images leave the ball.
     """
-    x = _checked(x, y, eps)
-    check_count(steps, "steps")
-    if step_size is not None:
-        check_number(step_size, "step_size", exclusive=True)
-    if batch_size is not None:
-        check_count(batch_size, "batch_size")
-    if len(x) == 0 or eps == 0:
-        return x
-    step = 2.5 * eps / steps if step_size is None else step_size
-    chunk = batch_size or (250 if x.device.type == "cpu" else len(x))
-    sign = -1 if targeted else 1
-    best = project(x + eps * _uniform(x, seed), x, eps) if random_start else x.clone()
-    # What is still being moved: places in the batch and iterates. What was best there so far.
-    place, current = torch.arange(len(x), device=x.device), best.clone()
-    score = torch.full((len(x),), -torch.inf, device=x.device)
-    fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    with evaluating(model):
-        for t in range(steps + 1):
-            # The last iterate is only judged.
-            judge = _gradient if t < steps else _loss
-            chunks = zip(current.split(chunk), y[place].split(chunk), strict=True)
-            parts = zip(*(judge(model, *images) for images in chunks), strict=True)
-            loss, label, *gradient = (torch.cat(part) for part in parts)
-            now, was = (label == y[place]) == targeted, fallen[place]
-            better = (now & ~was) | ((now == was) & (sign * loss.float() > score[place]))
-            best[place[better]] = current[better]
-            score[place[better]] = sign * loss.float()[better]
-            fallen[place] |= now
-            if early_stop:
-                place, current = place[~now], current[~now]
-            if t == steps or len(place) == 0:
-                break
-            direction = sign * gradient[0].sign()
-            if early_stop:
-                direction = direction[~now]
-            current = project(current + step * direction, x[place], eps)
-    return best
+    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    if attacks is not None and not attacks:
+        raise ValueError("attacks: expected at least one")
+    index = torch.arange(len(x)) if index is None else index.cpu()
+    objective = Objective(model)
+    common = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
+    felled_by = torch.full((len(x),), -1, device=x.device)
+    best = Best(x.detach())
+
+    def judge(place: Tensor, images: Tensor, number: int) -> None:
+        def ask(images: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+            value, fell = objective.value(images, labels)
+            return torch.stack([value.double(), fell.double()], 1)
+
+        score, fell = by_chunk(ask, objective, images, y[place], batch_size=batch_size).unbind(1)
+        best.offer(place, images, score, fell.bool())
+        felled_by[place[fell.bool()]] = number
+
+    if len(x):
+        judge(torch.arange(len(x), device=x.device), x.detach(), 0)
+    attacks = standard(classes=objective.classes) if attacks is None else attacks
+    for number, (name, attack) in enumerate(attacks.items(), 1):
+        place = best.places(standing=True)
+        if len(place) == 0:
+            continue
+        options = _taken(attack, common | {"index": index[place.cpu()]})
+        attacked = attack(model, x[place], y[place], **options)
+        _check_inside(attacked, x[place], eps, norm, name)
+        judge(place, attacked, number)
+    return WorstCase(best.images, felled_by, ("clean", *attacks))
 
 
-def project(z: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The nearest point to ``z`` in the L∞ ball of radius ε around ``x`` and in [0, 1]."""
-    return torch.clamp(z, min=(x - eps).clamp(min=0), max=(x + eps).clamp(max=1))
+def _taken(attack: Callable[..., Tensor], options: dict) -> dict:
+    """Those options that the attack has, and that were not fixed by ``partial``."""
+    parameters = inspect.signature(attack).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return options
+    fixed = attack.keywords if isinstance(attack, partial) else {}
+    return {k: v for k, v in options.items() if k in parameters and k not in fixed}
 
 
-def _loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and predicted class of each image."""
-    with torch.no_grad():
-        logits = model(x)
-        check_logits(logits, y)
-        return F.cross_entropy(logits, y, reduction="none"), logits.argmax(1)
-
-
-def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, predicted class, and the loss's gradient with respect to each image.
-
-    The losses are summed, not averaged: an image's gradient must not shrink with its batch.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.clone().requires_grad_(True)  # a clone: the images may come from inference mode
-        y = y.clone()
-        logits = model(x)
-        check_logits(logits, y)
-        loss = F.cross_entropy(logits, y, reduction="none")
-        (gradient,) = torch.autograd.grad(loss.sum(), x)
-    return loss.detach(), logits.argmax(1), gradient
-
-
-def _uniform(x: Tensor, seed: int) -> Tensor:
-    """Draws in [-1, 1), keyed by seed and place in the batch, the same on every device."""
-    generator = torch.Generator()
-    draws = torch.empty(x.shape)
-    for place, row in enumerate(draws):
-        # The CPU generator keeps 32 bits of its seed: spread the seeds over them.
-        generator.manual_seed((seed * 0x9E3779B1 + place) % 2**32)
-        row.uniform_(-1, 1, generator=generator)
-    return draws.to(device=x.device, dtype=x.dtype)
-
-
-def _checked(x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """A copy of the images that carries no graph."""
-    check_images(x)
-    check_labels(y, len(x))
-    check_number(eps, "eps")
-    return x.detach().clone()
+def _check_inside(images: Tensor, x: Tensor, eps: float, norm: str, name: str) -> None:
+    if images.shape != x.shape:
+        raise ValueError(f"attacks: {name!r} returned shape {list(images.shape)}")
+    low, high = images.min().item(), images.max().item()
+    far = length(images - x, norm).max()
+    if not (low >= 0 and high <= 1 and far <= eps + 1e-5):
+        raise ValueError(
+            f"attacks: {name!r} left the {norm} ball of radius {eps:g} or [0, 1]: it went "
+            f"{far.item():.4g} far, to values in [{low:.4g}, {high:.4g}]"
+        )

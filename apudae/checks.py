@@ -7,8 +7,11 @@ values rightly leave [0, 1].
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -75,14 +78,57 @@ def check_count(value: int, name: str, *, minimum: int = 1) -> None:
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
     """Raise ``ValueError`` unless a model's output fits the labels: ``[N, classes]``, no NaN."""
-    if logits.ndim != 2 or len(logits) != len(y):
-        raise ValueError(
-            f"model: expected logits [{len(y)}, classes], got shape {list(logits.shape)}"
-        )
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
+        what = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
+        raise ValueError(f"model: expected logits [{len(y)}, classes], got {what}")
+    if logits.shape[1] < 2:
+        raise ValueError("model: expected logits of at least 2 classes, got 1")
     check_labels(y, len(y), classes=logits.shape[1])
     bad = int(logits.detach().isnan().any(1).sum())
     if bad:
         raise ValueError(f"model: NaN logits for {bad} of {len(logits)} images")
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits in float32 or better, whatever the model computes in.
+
+    A model whose parameters are all of one type gets the images in that type.
+    """
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(types) == 1:
+        x = x.to(types.pop())
+    logits = model(x)
+    half = isinstance(logits, Tensor) and logits.dtype in (torch.float16, torch.bfloat16)
+    return logits.float() if half else logits
+
+
+class AttackWarning(UserWarning):
+    """A measurement that runs, but may not mean what it seems to."""
+
+
+def warn(message: str) -> None:
+    """An :class:`AttackWarning`, shown at the line outside this package that led to it."""
+    package, level = str(Path(__file__).parent), 1
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, AttackWarning, stacklevel=level + 1)
+
+
+def warn_if_training(model: nn.Module) -> None:
+    """Warn if layers that act differently in training are in training mode."""
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+    names = {
+        type(module).__name__
+        for module in model.modules()
+        if isinstance(module, kinds) and module.training
+    }
+    if names:
+        warn(
+            f"model: {', '.join(sorted(names))} in training mode. The attack runs in evaluation "
+            "mode, so its images fit model.eval(); an accuracy taken in training mode is that of "
+            "another, random or batch-coupled model. Call model.eval() before you attack and score."
+        )
 
 
 @contextmanager

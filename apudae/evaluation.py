@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from .checks import check_count, check_images, check_labels, check_logits, evaluating
+from .checks import check_count, check_images, check_labels, check_logits, evaluating, logits_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -
     with evaluating(model):
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
-            logits = model(x[part])
+            logits = logits_of(model, x[part])
             check_logits(logits, y[part])
             right[part] = logits.argmax(1) == y[part]
     return right

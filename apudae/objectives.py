@@ -1,0 +1,242 @@
+"""What an attack asks of a model, and what it keeps.
+
+Losses are per image, ``(logits [N, K], labels [N]) -> [N]``, and higher is worse for the
+classifier. :class:`Objective` turns a model and one of them into values and image gradients,
+:class:`Best` keeps each image's strongest iterate, :func:`by_chunk` runs an attack batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import (
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_number,
+    evaluating,
+    logits_of,
+    warn,
+    warn_if_training,
+)
+from .norms import check_norm
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """−log softmax(z)_y."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k≠y} z_k − z_y: above 0 where another class wins (Carlini & Wagner 2017, f₆)."""
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.amax(1) - own
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (max_{k≠y} z_k − z_y) / (z_π1 − z_π3) (Croce & Hein 2020, eq. 6).
+
+    Like the margin, but the same for z and for 10·z: a model cannot hide behind its scale.
+    Needs 3 classes.
+    """
+    _check_classes(logits, 3, "dlr")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / _positive(top[:, 0] - top[:, 2])
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2) (Croce & Hein 2020, eq. 7). Needs 4 classes."""
+    _check_classes(logits, 4, "dlr-targeted")
+    top = logits.topk(4, dim=1).values
+    own, other = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
+    return (other - own) / _positive(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
+
+
+class Objective:
+    """A model under attack: losses to raise, who has fallen, gradients of the images.
+
+    Args:
+        model: images -> logits. Half-precision models are fed in their own type; losses are
+            computed in float32 or better.
+        loss: one of :data:`LOSSES`.
+        targeted: the labels are to be reached: the loss is turned round.
+    """
+
+    def __init__(self, model: nn.Module, loss: str = "ce", targeted: bool = False) -> None:
+        if loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {loss!r}")
+        self.model, self.targeted = model, targeted
+        self._loss = LOSSES[loss]
+        self.classes = 0  # known from the first logits on
+        self._nan: Tensor | bool = False
+
+    def logits(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits ``[N, K]``; the first are checked against the labels."""
+        logits = logits_of(self.model, x)
+        if not self.classes:
+            check_logits(logits, y)
+            _warn_if_probabilities(logits)
+            self.classes = logits.shape[1]
+        return logits
+
+    def value(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss to raise ``[N]`` and whether each image has fallen, bool ``[N]``."""
+        with torch.no_grad():
+            value, fell = self._judge(self.logits(x, y), y)
+            self._nan = self._nan | value.isnan().any()
+        return value, fell
+
+    def gradient(
+        self, x: Tensor, y: Tensor, loss: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`value`, and the gradient with respect to each image, ``[N, C, H, W]``.
+
+        The losses are summed, not averaged: an image's gradient must not shrink with its batch.
+        Only the images get one; parameters are not asked. ``loss`` (logits -> ``[N]``) is what
+        the gradient is taken of, if not the loss itself.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits = self.logits(x, y)
+            value, fell = self._judge(logits, y)
+            climbed = value if loss is None else loss(logits)
+            if not climbed.requires_grad:
+                raise ValueError("model: the logits carry no gradient of the images")
+            (gradient,) = torch.autograd.grad(climbed.sum(), x)
+        self._nan = self._nan | value.isnan().any() | gradient.isnan().any()
+        return (value if loss is None else climbed).detach(), fell, gradient
+
+    def finish(self) -> None:
+        """Raise ``ValueError`` if a loss or gradient was NaN: the attack was led astray."""
+        if bool(self._nan):
+            raise ValueError("model: NaN in the loss or its gradient during the attack")
+
+    def _judge(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        value = self._loss(logits, y)
+        return (-value if self.targeted else value), (logits.argmax(1) == y) == self.targeted
+
+
+class Best:
+    """Each image's strongest iterate so far: one that fell before one that stands, then by loss."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.images = x.clone()
+        self.score = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+        self.fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def offer(self, place: Tensor, images: Tensor, score: Tensor, fell: Tensor) -> None:
+        """Take those of ``images`` (at ``place``, int64) that are stronger than what is kept."""
+        was, score = self.fallen[place], score.double()
+        better = (fell & ~was) | ((fell == was) & (score > self.score[place]))
+        self.images[place[better]] = images[better]
+        self.score[place[better]] = score[better]
+        self.fallen[place[better]] = fell[better]
+
+    def places(self, *, standing: bool) -> Tensor:
+        """Places of all images, or only of those that still stand."""
+        chosen = ~self.fallen if standing else torch.ones_like(self.fallen)
+        return chosen.nonzero().flatten()
+
+
+def check_attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    norm: str,
+    *,
+    unbounded: bool = False,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+    **counts: int,
+) -> None:
+    """Raise ``ValueError`` for what no attack can use, and warn of a model in training mode.
+
+    ``unbounded`` lets ε be infinite; ``counts`` (steps, restarts, ...) must be integers ≥ 1.
+    """
+    check_images(x)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"x: expected float32 or float64 images, got {x.dtype}, in which a pixel "
+            "is rounded by up to 1/512; a model in half precision is fed in its own type"
+        )
+    check_labels(y, len(x))
+    if y.device != x.device:
+        raise ValueError(f"y: expected labels on {x.device}, where the images are, got {y.device}")
+    if not (unbounded and eps == float("inf")):
+        check_number(eps, "eps")
+    check_norm(norm)
+    for name, value in counts.items():
+        check_count(value, name)
+    if batch_size is not None:
+        check_count(batch_size, "batch_size")
+    if index is not None:
+        check_labels(index, len(x), name="index")
+    warn_if_training(model)
+
+
+def by_chunk(
+    attack: Callable[[Tensor, Tensor, Tensor], Tensor],
+    objective: Objective,
+    x: Tensor,
+    y: Tensor,
+    *,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Run ``attack(images, labels, index)`` on chunks, the model in evaluation mode.
+
+    ``index`` keys each image's random draws; by default its place in the batch.
+    """
+    with torch.inference_mode(False), torch.no_grad(), evaluating(objective.model):
+        x, y = x.detach().clone(), y.clone()  # clones: they may come from inference mode
+        if len(x) == 0:
+            return x
+        index = torch.arange(len(x)) if index is None else index.cpu()
+        size = batch_size or _chunk(x)
+        parts = zip(x.split(size), y.split(size), index.split(size), strict=True)
+        attacked = torch.cat([attack(*part) for part in parts])
+        objective.finish()
+    return attacked
+
+
+def _chunk(x: Tensor) -> int:
+    """Images per pass: on a CPU larger batches mostly move memory, on a GPU they fill it."""
+    pixels = x[0].numel()
+    if x.device.type == "cpu":
+        return max(1, min(250, 2**20 // pixels))
+    return max(1, 2**23 // pixels)
+
+
+def _warn_if_probabilities(logits: Tensor) -> None:
+    sums = logits.detach().sum(1)
+    if len(sums) and bool((logits >= 0).all() & ((sums - 1).abs() < 1e-3).all()):
+        warn(
+            "model: its outputs look like probabilities (none negative, each row sums to 1). "
+            "The attack's loss expects logits; behind a softmax it is nearly flat where the "
+            "model is confident, so the attack is weaker and the accuracy you measure too high. "
+            "Return the values before the softmax."
+        )
+
+
+def _check_classes(logits: Tensor, least: int, loss: str) -> None:
+    if logits.shape[1] < least:
+        raise ValueError(f"loss: {loss!r} needs {least} classes, the model has {logits.shape[1]}")
+
+
+def _positive(spread: Tensor) -> Tensor:
+    """A denominator that is never 0, also where logits tie."""
+    return spread + 1e-12
