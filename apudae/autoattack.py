@@ -116,7 +116,7 @@ def _climb(
     z = previous = peak = start
     value, fell, gradient = ask(z)
     top, top_gradient = value, gradient  # of the best point of this run, ``peak``
-    step = torch.full_like(value, 2 * eps)
+    step = torch.full_like(value, 2 * eps, dtype=x.dtype)
     rises, step_then, top_then = torch.zeros_like(value), step, top
     for t in range(1, steps + 1):
         if early_stop and fell.any():
@@ -154,7 +154,7 @@ def _checkpoints(steps: int) -> set[int]:
     """⌈p_j · steps⌉ with p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) (Croce & Hein, §3.1)."""
     before, p, places = 0.0, 0.22, set()
     while p <= 1:
-        places.add(math.ceil(p * steps))
+        places.add(math.ceil(p * steps - 1e-9))  # 0.57 · 100 is 57.000…01
         before, p = p, p + max(p - before - 0.03, 0.06)
     return places
 

@@ -15,8 +15,8 @@ from .checks import check_number
 from .norms import length, per_image, project
 from .objectives import Objective, by_chunk, check_attack, margin
 
-# C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and black
-# and white pixels would hardly leave. Chosen on validation digits among 1 − 10⁻⁶ … 0.9.
+# C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and
+# black and white pixels would hardly leave. Chosen on validation digits among 1 − 10⁻⁶ … 0.9.
 _INSIDE = 0.99
 
 
@@ -76,13 +76,12 @@ def cw(
         for _ in range(searches):
             if len(place) == 0:
                 break
-            found, images = _descend(
+            found, images, won = _descend(
                 objective, x[place], y[place], c[place], confidence, steps, step_size
             )
             nearer = found < distance[place]
             closest[place[nearer]] = images[nearer]
             distance[place[nearer]] = found[nearer]
-            won = found < torch.inf
             high[place] = torch.where(won, torch.minimum(high[place], c[place]), high[place])
             low[place] = torch.where(won, low[place], torch.maximum(low[place], c[place]))
             c = torch.where(high < torch.inf, (low + high) / 2, c * 10)
@@ -99,9 +98,14 @@ def _descend(
     confidence: float,
     steps: int,
     step_size: float,
-) -> tuple[Tensor, Tensor]:
-    """One search: the shortest success of each image (∞ where there is none) and its image."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One c: each image's shortest success (∞ where there is none), its image, whether c is enough.
+
+    Enough means that the image still succeeded in the last tenth of its run. Adam's first steps
+    can jump over a near border that c is too small to hold.
+    """
     shortest, images = torch.full_like(c, torch.inf), x.clone()
+    enough = torch.zeros_like(c, dtype=torch.bool)
     place = torch.arange(len(x), device=x.device)
     w = torch.atanh((2 * x - 1) * _INSIDE)
     first, second = torch.zeros_like(w), torch.zeros_like(w)
@@ -121,13 +125,16 @@ def _descend(
 
         penalty, fell, pull = objective.gradient(z, y[place], short)
         squared = change.flatten(1).square().sum(1)
-        success = fell & (penalty == 0) & (squared.sqrt() < shortest[place])
-        shortest[place[success]] = squared.sqrt()[success]
-        images[place[success]] = z[success]
-        if t % every == 0:
+        success = fell & (penalty == 0)
+        enough[place] |= success
+        nearer = success & (squared.sqrt() < shortest[place])
+        shortest[place[nearer]] = squared.sqrt()[nearer]
+        images[place[nearer]] = z[nearer]
+        if t % every == 0 and t < steps:
             total = squared + penalty
             going = total <= 0.9999 * before
             before = total
+            enough[place[going]] = False
             if not going.all():
                 place, w, first, second = place[going], w[going], first[going], second[going]
                 before, squash = before[going], squash[going]
@@ -139,7 +146,7 @@ def _descend(
         second = 0.999 * second + 0.001 * gradient.square()
         root = (second / (1 - 0.999**t)).sqrt() + 1e-8
         w = w - step_size * first / (1 - 0.9**t) / root
-    return shortest, images
+    return shortest, images, enough
 
 
 def deepfool(

@@ -1,11 +1,15 @@
+import inspect
+from functools import partial
+
 import pytest
 import torch
+from every_attack import ATTACKS, BOTH, RANDOM, call
 from torch import nn
 from torch.nn import functional as F
 
 from apudae import attacks, checkpoints, data, models
-
-ATTACKS = [attacks.noise, attacks.fgsm, attacks.pgd]
+from apudae.checks import AttackWarning
+from apudae.norms import NORMS, length
 
 
 def lambda_module(function):
@@ -14,65 +18,150 @@ def lambda_module(function):
     return module
 
 
-def batch(generator, n=64, shape=(1, 4, 4), classes=3, margin=0.0):
+def batch(generator, n=64, shape=(1, 6, 6), classes=3, margin=0.0):
     x = margin + (1 - 2 * margin) * torch.rand(n, *shape, generator=generator, dtype=torch.float64)
     return x, torch.randint(classes, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("eps", [0.0, 0.03, 0.4, 2.0])
+@pytest.fixture
+def linear(linear, generator):
+    """Three classes on 6 × 6 pixels, the smallest images for Square in L2."""
+    return type(linear)((1, 6, 6), 3, generator)
+
+
+@pytest.mark.parametrize(("name", "norm"), BOTH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_results_stay_in_the_ball_and_in_range(attack, eps, dtype, linear, generator):
+def test_results_stay_in_the_ball_and_in_range(name, norm, dtype, linear, generator):
     x, y = batch(generator)
     x = x.to(dtype)
-    adversarial = attack(linear, x, y, eps=eps)
-    assert adversarial.shape == x.shape
-    assert adversarial.dtype == dtype
-    assert not adversarial.requires_grad
-    assert (adversarial - x).abs().max() <= eps + 1e-6
-    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    for eps in (0.0, 0.03, 0.4, 2.0):
+        adversarial = call(name, linear, x, y, eps=eps, norm=norm)
+        assert adversarial.shape == x.shape
+        assert adversarial.dtype == dtype
+        assert not adversarial.requires_grad
+        assert length(adversarial - x, norm).max() <= eps + 1e-6
+        assert 0 <= adversarial.min() <= adversarial.max() <= 1
+
+
+def test_all_attacks_are_called_alike():
+    for name, attack in ATTACKS.items():
+        parameters = inspect.signature(attack).parameters
+        assert list(parameters)[:3] == ["model", "x", "y"]
+        options = list(parameters.values())[3:]
+        assert all(p.kind is p.KEYWORD_ONLY for p in options)
+        names = [p.name for p in options]
+        assert names[0] == "eps"
+        assert (name in RANDOM) == ("seed" in names) == ("index" in names)
+        assert ("norm" in names) == (name != "cw")
+        assert ("targeted" in names) == (name not in ("noise", "deepfool"))
 
 
 def test_fgsm_on_a_linear_model_is_the_closed_form(linear, generator):
     """Two classes, away from 0 and 1: the gradient's sign is that of w_other - w_true."""
     x, y = batch(generator, classes=2, margin=0.2)
-    two = type(linear)((1, 4, 4), 2, generator)
+    two = type(linear)((1, 6, 6), 2, generator)
     direction = (two.weight[1 - y] - two.weight[y]).sign().view_as(x)
     torch.testing.assert_close(attacks.fgsm(two, x, y, eps=0.1), x + 0.1 * direction)
     back = attacks.fgsm(two, x, 1 - y, eps=0.1, targeted=True)
     torch.testing.assert_close(back, x + 0.1 * direction)
 
 
-@pytest.mark.parametrize("random_start", [True, False])
-def test_pgd_on_a_linear_model_finds_exactly_the_images_that_can_fall(
-    random_start, linear, generator
+def test_the_fast_gradient_step_in_l2_follows_the_gradient(linear, generator):
+    x, y = batch(generator, classes=2, margin=0.3)
+    two = type(linear)((1, 6, 6), 2, generator)
+    direction = (two.weight[1 - y] - two.weight[y]).view_as(x)
+    direction = direction / direction.flatten(1).norm(dim=1)[:, None, None, None]
+    adversarial = attacks.fgsm(two, x, y, eps=0.2, norm="l2")
+    torch.testing.assert_close(adversarial, x + 0.2 * direction)
+
+
+def test_both_steps_of_rfgsm_together_cost_epsilon(linear, generator):
+    """The gradient's sign is the same everywhere: pixels end ε along it, or ε − 2α."""
+    x, y = batch(generator, classes=2, margin=0.3)
+    two = type(linear)((1, 6, 6), 2, generator)
+    direction = (two.weight[1 - y] - two.weight[y]).sign().view_as(x)
+    along = (attacks.rfgsm(two, x, y, eps=0.2, alpha=0.05) - x) * direction
+    lucky = (along - 0.2).abs() < 1e-9
+    torch.testing.assert_close(along[~lucky], torch.full_like(along[~lucky], 0.1))
+    assert 0.4 < lucky.double().mean() < 0.6
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_bim_on_a_linear_model_walks_straight_to_the_border(steps, linear, generator):
+    x, y = batch(generator, classes=2, margin=0.3)
+    two = type(linear)((1, 6, 6), 2, generator)
+    direction = (two.weight[1 - y] - two.weight[y]).sign().view_as(x)
+    adversarial = attacks.bim(two, x, y, eps=0.2, steps=steps, step_size=0.03)
+    torch.testing.assert_close(adversarial, x + min(0.03 * steps, 0.2) * direction)
+
+
+CLIMBERS = {
+    "pgd": partial(attacks.pgd, steps=40),
+    "pgd without a random start": partial(attacks.pgd, steps=40, random_start=False),
+    "bim": partial(attacks.bim, steps=40),
+    "apgd": partial(attacks.apgd, steps=40),
+    "apgd on the margin": partial(attacks.apgd, steps=40, loss="margin"),
+}
+
+
+@pytest.mark.parametrize("name", CLIMBERS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_climbers_on_a_linear_model_find_exactly_the_images_that_can_fall(
+    name, norm, linear, generator
 ):
-    """The margin of a two-class linear model falls by at most ε·‖w_true − w_other‖₁."""
-    two = type(linear)((1, 4, 4), 2, generator)
-    x, _ = batch(generator, n=400, margin=0.3)
+    """A two-class margin falls by at most ε·‖w_true − w_other‖, in L∞ the 1-norm, in L2 the 2."""
+    two = type(linear)((1, 6, 6), 2, generator)
+    x, _ = batch(generator, n=400, margin=0.35)
     y = two(x).argmax(1)
     scores = two(x).detach()
     margin = scores.gather(1, y[:, None])[:, 0] - scores.gather(1, 1 - y[:, None])[:, 0]
-    norm = (two.weight[0] - two.weight[1]).abs().sum()
-    eps = min((margin.median() / norm).item(), 0.3)  # about half can fall
-    reach = eps * norm
-    clear = (margin - reach).abs() > 1e-6
-    adversarial = attacks.pgd(two, x, y, eps=eps, steps=20, random_start=random_start)
+    difference = (two.weight[0] - two.weight[1]).detach()
+    slope = difference.abs().sum() if norm == "linf" else difference.norm()
+    eps = (margin.median() / slope).item()  # about half can fall
+    assert eps < 0.35  # so that no pixel meets 0 or 1
+    reach = eps * slope
+    # On the sphere a fixed step turns towards the gradient only step by step.
+    clear = (margin - reach).abs() > (1e-6 if norm == "linf" else 0.05) * reach
+    adversarial = CLIMBERS[name](two, x, y, eps=eps, norm=norm)
     fell = two(adversarial).argmax(1) != y
     assert torch.equal(fell[clear], (margin < reach)[clear])
     assert 0.4 < fell.float().mean() < 0.6  # the question was not trivial
 
 
-def test_stopping_early_fells_the_same_images_with_less_loss(linear, generator):
+@pytest.mark.parametrize("attack", [attacks.pgd, attacks.apgd])
+def test_stopping_early_fells_the_same_images_with_less_loss(attack, linear, generator):
     x, y = batch(generator, n=400, margin=0.3)
     whole, stopped = (
-        attacks.pgd(linear, x, y, eps=0.1, steps=20, early_stop=early) for early in (False, True)
+        attack(linear, x, y, eps=0.1, steps=20, early_stop=early) for early in (False, True)
     )
     fell = linear(whole).argmax(1) != y
     assert torch.equal(linear(stopped).argmax(1) != y, fell)
     losses = [F.cross_entropy(linear(z)[fell], y[fell], reduction="none") for z in (whole, stopped)]
     assert (losses[1] <= losses[0] + 1e-9).all()
-    assert losses[1].mean() < 0.9 * losses[0].mean()
+    assert losses[1].mean() < 0.95 * losses[0].mean()
+
+
+class Counting(nn.Module):
+    """How many images the model has been shown."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return self.model(x)
+
+
+def test_stopping_early_at_a_large_epsilon_asks_far_less():
+    x, y = data.load("mnist", "validation").take(100)
+    seen = []
+    for early in (False, True):
+        model = Counting(checkpoints.load("mnist-cnn"))
+        attacks.pgd(model, x, y, eps=0.3, steps=40, early_stop=early)
+        seen.append(model.seen)
+    assert seen[0] == 100 * 41
+    assert seen[0] > 5 * seen[1]
 
 
 def test_pgd_without_a_random_start_leaves_the_images_alone(linear, generator):
@@ -82,11 +171,22 @@ def test_pgd_without_a_random_start_leaves_the_images_alone(linear, generator):
     assert torch.equal(x, before)
 
 
-def test_targeted_pgd_reaches_the_target(linear, generator):
-    x, _ = batch(generator)
+TARGETED = ["fgsm", "rfgsm", "bim", "pgd", "apgd", "square", "cw"]
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_targeted_attacks_move_towards_the_target(name, linear, generator):
+    x, _ = batch(generator, margin=0.2)
     target = (linear(x).argmax(1) + 1) % 3
-    reached = linear(attacks.pgd(linear, x, target, eps=1.0, targeted=True)).argmax(1) == target
-    assert reached.float().mean() > 0.95
+    options = {"eps": 1.0}
+    options |= {"cw": {"eps": float("inf"), "searches": 9}, "square": {"queries": 200}}.get(
+        name, {}
+    )
+    after = linear(call(name, linear, x, target, targeted=True, **options))
+    assert (after.argmax(1) == target).float().mean() > 0.9
+    aimed = torch.log_softmax(after, 1).gather(1, target[:, None])
+    before = torch.log_softmax(linear(x), 1).gather(1, target[:, None])
+    assert (aimed > before).float().mean() > 0.9
 
 
 def test_project_is_the_nearest_point(generator):
@@ -107,106 +207,247 @@ def test_nothing_of_the_model_is_changed(generator):
         p.grad = torch.randn(p.shape, generator=generator)
     before = [(p.clone(), p.grad.clone()) for p in model.parameters()]
     x = torch.rand(4, 1, 28, 28, generator=generator)
-    for attack in ATTACKS:
-        attack(model, x, torch.arange(4), eps=0.3)
+    for name, norm in BOTH:
+        call(name, model, x, torch.arange(4), eps=0.3, norm=norm)
+    attacks.suite(model, x, torch.arange(4), eps=0.3)
     assert model.training
     for p, (value, grad) in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, value)
         assert torch.equal(p.grad, grad)
 
 
+@pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 def test_batch_norm_and_dropout_are_left_alone_also_in_training_mode(generator):
     model = nn.Sequential(
-        nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3)
+        nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 3)
     ).double()
     model[1].eval()
     x, y = batch(generator)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    for attack in ATTACKS:
-        attack(model, x, y, eps=0.1)
-        assert torch.equal(attack(model, x, y, eps=0.1), attack(model, x, y, eps=0.1))
+    for name, norm in BOTH:
+        first, again = (call(name, model, x, y, eps=0.1, norm=norm) for _ in range(2))
+        assert torch.equal(first, again)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [module.training for module in model] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_attacks_work_in_every_grad_mode_and_carry_no_graph(attack, linear, generator):
+def test_the_mode_is_restored_also_after_an_error(linear, generator):
     x, y = batch(generator)
-    expected = attack(linear, x, y, eps=0.2)
+    model = nn.Sequential(linear, nn.Identity()).train()
+    model[1].eval()
+    for name in ATTACKS:
+        if name != "noise":
+            with pytest.raises(ValueError, match="y: expected labels in"):
+                call(name, model, x, y + 3, eps=0.1)
+    assert [module.training for module in model] == [True, False]
+
+
+@pytest.mark.parametrize(("name", "norm"), BOTH)
+def test_attacks_work_in_every_grad_mode_and_carry_no_graph(name, norm, linear, generator):
+    x, y = batch(generator)
+    expected = call(name, linear, x, y, eps=0.2, norm=norm)
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            assert torch.equal(attack(linear, x.clone(), y.clone(), eps=0.2), expected)
+            attacked = call(name, linear, x.clone(), y.clone(), eps=0.2, norm=norm)
+            assert torch.equal(attacked, expected)
     watched = x.clone().requires_grad_(True)
-    assert not attack(linear, watched, y, eps=0.2).requires_grad
-    assert not attack(linear, watched, y, eps=0.0).requires_grad
+    assert not call(name, linear, watched, y, eps=0.2, norm=norm).requires_grad
+    assert not call(name, linear, watched, y, eps=0.0, norm=norm).requires_grad
 
 
-def test_an_image_does_not_depend_on_the_batch_after_it(linear, generator):
+@pytest.mark.parametrize(("name", "norm"), BOTH)
+def test_every_image_is_attacked_on_its_own(name, norm, linear, generator):
+    """Alone, in a subset, in chunks: the same image and key give the same result."""
+    x, y = batch(generator, n=12)
+    whole = call(name, linear, x, y, eps=0.3, norm=norm)
+    some = torch.tensor([7, 2, 11])
+    keyed = {"index": some} if name in RANDOM else {}
+    part = call(name, linear, x[some], y[some], eps=0.3, norm=norm, **keyed)
+    torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-9)
+    if name != "noise":
+        chunks = call(name, linear, x, y, eps=0.3, norm=norm, batch_size=5)
+        torch.testing.assert_close(chunks, whole, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "cw", "deepfool"])
+def test_half_precision_models_are_attacked_as_well(name, generator):
+    """bf16 keeps 8 bits: the images differ, the strength hardly does."""
+    x, y = data.load("mnist", "validation").take(100)
+    model = checkpoints.load("mnist-cnn")
+    eps, norm = (1.5, "l2") if name in ("cw", "deepfool") else (0.1, "linf")
+    standing = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        adversarial = call(name, model.to(dtype), x, y, eps=eps, norm=norm)
+        assert adversarial.dtype == torch.float32
+        right = model(adversarial.to(dtype)).argmax(1) == y
+        standing[dtype] = right.float().mean().item()
+    assert abs(standing[torch.float32] - standing[torch.bfloat16]) < 0.15
+
+
+def test_images_in_half_precision_are_refused(linear, generator):
     x, y = batch(generator)
-    whole = attacks.pgd(linear, x, y, eps=0.2, steps=5)
-    torch.testing.assert_close(attacks.pgd(linear, x[:7], y[:7], eps=0.2, steps=5), whole[:7])
-    for early in (False, True):
-        whole, parts = (
-            attacks.pgd(linear, x, y, eps=0.2, steps=5, early_stop=early, batch_size=size)
-            for size in (None, 5)
-        )
-        torch.testing.assert_close(whole, parts)
+    with pytest.raises(ValueError, match=r"x: expected float32 or float64 images, got torch\.bf"):
+        attacks.pgd(linear, x.bfloat16(), y, eps=0.1)
 
 
-def test_seeds(linear, generator):
+@pytest.mark.parametrize("name", RANDOM)
+def test_seeds(name, linear, generator):
     x, y = batch(generator)
-    draws = [attacks.noise(linear, x, y, eps=0.1, seed=seed) for seed in (0, 0, 1)]
+    draws = [call(name, linear, x, y, eps=0.1, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
-    assert (draws[0] != draws[2]).float().mean() > 0.9
-    assert len({tuple(d.flatten().tolist()) for d in draws[0] - x}) == len(x)  # no image alike
+    assert not torch.equal(draws[0], draws[2])
 
 
-def test_strength_on_the_shipped_classifier_is_in_the_right_order():
-    x, y = data.load("mnist", "validation").take(200)
+def test_no_two_images_get_the_same_noise(linear, generator):
+    x, y = batch(generator)
+    change = attacks.noise(linear, x, y, eps=0.1) - x
+    assert len({tuple(d.flatten().tolist()) for d in change}) == len(x)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("mnist", "validation").take(200)
+
+
+def standing(x_adv, y):
+    return (checkpoints.load("mnist-cnn")(x_adv).argmax(1) == y).float().mean().item()
+
+
+@pytest.mark.parametrize(("norm", "eps", "huge"), [("linf", 0.1, 0.3), ("l2", 1.5, 5.0)])
+def test_strength_on_the_shipped_classifier_is_in_the_right_order(norm, eps, huge, digits):
+    x, y = digits
     model = checkpoints.load("mnist-cnn")
+    clean, few = standing(x, y), {"eps": eps, "norm": norm}
+    scores = {name: standing(call(name, model, x, y, **few), y) for name in ("noise", "fgsm")}
+    scores |= {
+        "pgd": standing(attacks.pgd(model, x, y, steps=40, **few), y),
+        "apgd": standing(attacks.apgd(model, x, y, steps=40, **few), y),
+        "square": standing(attacks.square(model, x, y, queries=200, **few), y),
+    }
+    assert clean >= scores["noise"] > scores["fgsm"] > scores["pgd"] >= scores["apgd"] - 0.02
+    assert scores["noise"] > 0.95
+    assert scores["noise"] > scores["square"] > scores["pgd"]  # white box beats black box
+    assert standing(attacks.pgd(model, x, y, eps=huge, norm=norm), y) == 0
 
-    def standing(x_adv):
-        return (model(x_adv).argmax(1) == y).float().mean().item()
 
-    clean = standing(x)
-    scores = [standing(attack(model, x, y, eps=0.1)) for attack in ATTACKS]
-    assert clean >= scores[0] > scores[1] > scores[2]
-    assert scores[0] > 0.95
-    assert standing(attacks.pgd(model, x, y, eps=0.3)) == 0
-
-
-def test_pgd_raises_the_loss_beyond_fgsm():
+def test_pgd_raises_the_loss_beyond_fgsm(digits):
     """At an ε at which few fall, so that early stopping hides nothing."""
-    x, y = data.load("mnist", "validation").take(200)
+    x, y = digits
     model = checkpoints.load("mnist-cnn")
-    losses = [F.cross_entropy(model(attack(model, x, y, eps=0.02)), y) for attack in ATTACKS[1:]]
+    attacked = (attack(model, x, y, eps=0.02) for attack in (attacks.fgsm, attacks.pgd))
+    losses = [F.cross_entropy(model(z), y) for z in attacked]
     assert losses[1] > losses[0]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_bad_input_is_named(attack, linear, generator):
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_epsilon_steps_and_restarts_never_leave_more_standing(norm, digits):
+    x, y = digits
+    model = checkpoints.load("mnist-cnn")
+    unit = 0.1 if norm == "linf" else 1.5
+    attack = partial(attacks.pgd, model, x, y, norm=norm, early_stop=True)
+    slack = 0.02  # four images of 200: one run and one random start
+    for smaller, larger in ((0.3, 0.6), (0.6, 0.9), (0.9, 1.2)):
+        few, many = (standing(attack(eps=unit * k, steps=20), y) for k in (smaller, larger))
+        assert many <= few
+    few, many = (standing(attack(eps=unit, steps=steps), y) for steps in (5, 40))
+    assert many <= few + slack
+    felled = []
+    for restarts in (1, 2, 4):
+        attacked = attack(eps=unit, steps=10, restarts=restarts)
+        felled.append(model(attacked).argmax(1) != y)
+    assert (felled[0] <= felled[1]).all()  # image by image: what fell once stays felled
+    assert (felled[1] <= felled[2]).all()
+    assert felled[2].sum() > felled[0].sum()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_bad_input_is_named(name, linear, generator):
     x, y = batch(generator)
-    with pytest.raises(ValueError, match="x: expected values in"):
-        attack(linear, x * 255, y, eps=0.1)
-    with pytest.raises(ValueError, match="y: expected 64 labels"):
-        attack(linear, x, y[1:], eps=0.1)
+    spoilt = x.clone()
+    spoilt[3, 0, 1, 1] = float("nan")
+    for images, message in (
+        (x * 255, "x: expected values in"),
+        (x - 0.5, "x: expected values in"),
+        (spoilt, "x: holds NaN"),
+        (x[:, 0], "x: expected 4 dimensions"),
+        ((x * 255).to(torch.uint8), "x: expected floating-point images"),
+        (x.numpy(), "x: expected a tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(name, linear, images, y, eps=0.1)
+    for labels, message in (
+        (y[1:], "y: expected 64 labels"),
+        (y - 3, "y: expected labels in 0"),
+        (y.float(), "y: expected int64 labels"),
+        (F.one_hot(y), "y: expected a tensor of labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(name, linear, x, labels, eps=0.1)
     with pytest.raises(ValueError, match=r"eps: expected a finite number >= 0, got -0\.1"):
-        attack(linear, x, y, eps=-0.1)
-    assert len(attack(linear, x[:0], y[:0], eps=0.1)) == 0
-
-
-def test_bad_pgd_options_are_named(linear, generator):
-    x, y = batch(generator)
-    with pytest.raises(ValueError, match="steps: expected an integer >= 1, got 0"):
-        attacks.pgd(linear, x, y, eps=0.1, steps=0)
-    with pytest.raises(ValueError, match="step_size"):
-        attacks.pgd(linear, x, y, eps=0.1, step_size=-1)
-    with pytest.raises(ValueError, match="batch_size"):
-        attacks.pgd(linear, x, y, eps=0.1, batch_size=0)
-    with pytest.raises(ValueError, match="step_size: expected a finite number > 0, got 0"):
-        attacks.pgd(linear, x, y, eps=0.1, step_size=0)
-    for attack in ATTACKS[1:]:
+        call(name, linear, x, y, eps=-0.1)
+    with pytest.raises(ValueError, match="eps: expected a finite number"):
+        call(name, linear, x, y, eps=float("nan"))
+    if name != "cw":
+        with pytest.raises(ValueError, match="norm: expected one of linf, l2, got 'l1'"):
+            call(name, linear, x, y, eps=0.1, norm="l1")
+    assert call(name, linear, x[:0], y[:0], eps=0.1).shape == x[:0].shape
+    if name != "noise":
         with pytest.raises(ValueError, match=r"y: expected labels in 0 \.\. 2, got"):
-            attack(linear, x, y + 3, eps=0.1)
+            call(name, linear, x, y + 3, eps=0.1)
         with pytest.raises(ValueError, match="NaN logits for 64 of 64 images"):
-            attack(lambda_module(lambda z: linear(z) * float("nan")), x, y, eps=0.1)
+            call(name, lambda_module(lambda z: linear(z) * float("nan")), x, y, eps=0.1)
+        with pytest.raises(ValueError, match="model: expected logits"):
+            call(name, lambda_module(lambda z: linear(z)[:, 0]), x, y, eps=0.1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "option", "value"),
+    [
+        (attacks.pgd, "steps", 0),
+        (attacks.pgd, "steps", 2.5),
+        (attacks.pgd, "step_size", -1.0),
+        (attacks.pgd, "step_size", 0),
+        (attacks.pgd, "restarts", 0),
+        (attacks.pgd, "batch_size", 0),
+        (attacks.pgd, "loss", "hinge"),
+        (attacks.pgd, "index", torch.arange(3)),
+        (attacks.bim, "steps", 0),
+        (attacks.rfgsm, "alpha", 0.2),
+        (attacks.rfgsm, "alpha", -0.1),
+        (attacks.apgd, "steps", 0),
+        (attacks.apgd, "restarts", 0),
+        (attacks.apgd, "targets", 0),
+        (attacks.apgd, "loss", "hinge"),
+        (attacks.square, "queries", 0),
+        (attacks.square, "p", 0),
+        (attacks.square, "p", 1.5),
+        (attacks.cw, "steps", 0),
+        (attacks.cw, "searches", 0),
+        (attacks.cw, "confidence", -1),
+        (attacks.cw, "step_size", 0),
+        (attacks.cw, "initial_c", 0),
+        (attacks.deepfool, "steps", 0),
+        (attacks.deepfool, "candidates", 1),
+        (attacks.deepfool, "overshoot", -1),
+    ],
+)
+def test_bad_options_are_named(attack, option, value, linear, generator):
+    x, y = batch(generator)
+    with pytest.raises(ValueError, match=f"^{option}: "):
+        attack(linear, x, y, eps=0.1, **{option: value})
+
+
+def test_restarts_without_a_random_start_are_refused(linear, generator):
+    x, y = batch(generator)
+    with pytest.raises(ValueError, match="restarts: more than one needs random_start"):
+        attacks.pgd(linear, x, y, eps=0.1, restarts=2, random_start=False)
+
+
+def test_a_model_in_training_mode_draws_a_warning(generator):
+    model = models.build("mnist-cnn")
+    has_mode = any(isinstance(m, nn.Dropout | nn.BatchNorm2d) for m in model.modules())
+    assert not has_mode  # else the shipped classifier would warn in every chapter
+    noisy = nn.Sequential(nn.Dropout(0.5), model)
+    x = torch.rand(2, 1, 28, 28, generator=generator)
+    with pytest.warns(AttackWarning, match="Dropout in training mode"):
+        attacks.pgd(noisy, x, torch.arange(2), eps=0.1, steps=1)

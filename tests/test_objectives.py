@@ -1,0 +1,142 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from apudae import attacks, objectives
+from apudae.checks import AttackWarning, logits_of
+
+
+@pytest.fixture
+def logits(generator):
+    return torch.randn(50, 6, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def y(generator):
+    return torch.randint(6, (50,), generator=generator)
+
+
+def test_margin_dlr_and_targeted_dlr_are_their_formulas(logits, y):
+    target = (y + 1) % 6
+    margins, dlrs, targeteds = [], [], []
+    for z, label, goal in zip(logits.tolist(), y.tolist(), target.tolist(), strict=True):
+        other = max(value for k, value in enumerate(z) if k != label)
+        first, _, third, fourth, *_ = sorted(z, reverse=True)
+        margins.append(other - z[label])
+        dlrs.append(-(z[label] - other) / (first - third))
+        targeteds.append(-(z[label] - z[goal]) / (first - (third + fourth) / 2))
+    torch.testing.assert_close(objectives.margin(logits, y), torch.tensor(margins).double())
+    torch.testing.assert_close(objectives.dlr(logits, y), torch.tensor(dlrs).double())
+    computed = objectives.dlr_targeted(logits, y, target)
+    torch.testing.assert_close(computed, torch.tensor(targeteds).double())
+
+
+@pytest.mark.parametrize("loss", objectives.LOSSES)
+def test_every_loss_rises_as_the_true_class_loses(loss, logits, y):
+    worse = logits - nn.functional.one_hot(y, 6)
+    right = logits.argmax(1) == y
+    lower, higher = (objectives.LOSSES[loss](z, y) for z in (logits, worse))
+    assert (higher[right] > lower[right]).all()
+
+
+def test_dlr_does_not_see_the_scale_of_the_logits(logits, y):
+    torch.testing.assert_close(objectives.dlr(1000 * logits, y), objectives.dlr(logits, y))
+
+
+def test_losses_with_equal_logits_are_finite(y):
+    for loss in objectives.LOSSES.values():
+        assert loss(torch.zeros(50, 6), y).isfinite().all()
+
+
+def test_too_few_classes_are_named(logits, y):
+    with pytest.raises(ValueError, match="'dlr' needs 3 classes, the model has 2"):
+        objectives.dlr(logits[:, :2], y % 2)
+    with pytest.raises(ValueError, match="'dlr-targeted' needs 4 classes, the model has 3"):
+        objectives.dlr_targeted(logits[:, :3], y % 3, y % 3)
+
+
+def test_gradients_are_those_of_finite_differences(linear, generator):
+    x = torch.rand(4, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 0])
+    for loss in objectives.LOSSES:
+        for targeted in (False, True):
+            objective = objectives.Objective(linear, loss, targeted)
+            _, _, gradient = objective.gradient(x, y)
+            direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            high, low = (objective.value(x + h * direction, y)[0] for h in (1e-6, -1e-6))
+            slope = (gradient * direction).flatten(1).sum(1)
+            torch.testing.assert_close((high - low) / 2e-6, slope, rtol=1e-4, atol=1e-6)
+
+
+def test_the_fallen_come_before_the_standing_and_then_the_higher_loss():
+    x = torch.zeros(1, 1, 1, 1)
+    best = objectives.Best(x)
+    place = torch.tensor([0])
+    offers = [(1.0, False), (0.5, False), (0.2, True), (9.0, False), (0.3, True), (0.1, True)]
+    for number, (score, fell) in enumerate(offers, 1):
+        best.offer(place, x + number, torch.tensor([score]), torch.tensor([fell]))
+        kept = [1, 1, 3, 3, 5, 5][number - 1]
+        assert best.images.item() == kept
+
+
+class Softmax(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).softmax(1)
+
+
+def test_probabilities_draw_a_warning_at_the_callers_line_and_are_indeed_weaker(generator):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).double()
+    x = torch.rand(60, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    with pytest.warns(AttackWarning, match="outputs look like probabilities") as caught:
+        attacks.fgsm(Softmax(model), x, y, eps=0.1)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacks.fgsm(model, x, y, eps=0.1)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(1), nn.Dropout(0.1), nn.Dropout2d(0.1)])
+def test_training_mode_draws_a_warning_only_where_it_matters(layer, linear, generator):
+    model = nn.Sequential(layer, linear).double()
+    x = torch.rand(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.arange(3)
+    with pytest.warns(AttackWarning, match=f"{type(layer).__name__} in training mode") as caught:
+        attacks.pgd(model, x, y, eps=0.1, steps=1)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attacks.pgd(model.eval(), x, y, eps=0.1, steps=1)
+        attacks.pgd(linear.train(), x, y, eps=0.1, steps=1)
+
+
+def test_models_are_fed_in_their_own_type(generator):
+    x = torch.rand(3, 1, 4, 4, generator=generator)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).to(dtype)
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        assert logits_of(model, x).dtype == expected
+
+
+def test_a_nan_on_the_way_is_not_swallowed(linear, generator):
+    """The root's slope at 0 is infinite; times 0 it is NaN."""
+    x = torch.rand(5, 1, 4, 4, generator=generator, dtype=torch.float64)
+    model = nn.Module()
+    model.forward = lambda z: linear(z) + 0 * (0 * z).sqrt().flatten(1).sum(1, keepdim=True)
+    with pytest.raises(ValueError, match="NaN in the loss or its gradient"):
+        attacks.pgd(model, x, torch.zeros(5, dtype=torch.int64), eps=0.1)
+
+
+def test_a_model_cut_from_its_images_is_named(generator):
+    model = nn.Module()
+    weight = torch.randn(16, 3, generator=generator, dtype=torch.float64)
+    model.forward = lambda z: z.detach().flatten(1) @ weight
+    x = torch.rand(5, 1, 4, 4, generator=generator, dtype=torch.float64)
+    with pytest.raises(ValueError, match="carry no gradient of the images"):
+        attacks.fgsm(model, x, torch.zeros(5, dtype=torch.int64), eps=0.1)
