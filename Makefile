@@ -1,5 +1,6 @@
 # make book   build the HTML            make test       lint, package, notebooks
 # make run    execute the chapters      make test-all   the same and the slow variants
+# make bench  time the attacks beside other libraries
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 export TQDM_DISABLE := 1
 
-.PHONY: book test test-all lint run weights clean
+.PHONY: book test test-all lint run weights bench clean
 .DEFAULT_GOAL := book
 
 book: $(READY)
@@ -33,6 +34,11 @@ run: $(READY)
 # Train the shipped weights again (full MNIST, about half an hour on two cores)
 weights: $(READY)
 	$(BIN)/python -m apudae.experiments mnist-weights
+
+# torchattacks asks for an old `requests` that sphinx refuses; it works without.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchattacks==3.5.1
+	$(BIN)/python benchmarks/attacks.py
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

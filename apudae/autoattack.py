@@ -224,7 +224,7 @@ def square(
             if turn == 0:
                 keys, block = index[place.cpu()], 1 + query // _BLOCK
                 luck = uniforms((_BLOCK, channels + 5), keys, seed, block, device=x.device)
-            side = math.sqrt(_share(p, query, queries) * x.shape[2] * x.shape[3])
+            side = math.sqrt(_share(p, query - 1, queries) * x.shape[2] * x.shape[3])
             new = project(propose(z, x[place], eps, luck[:, turn], side), x[place], eps, norm)
             worth, fell = objective.value(new, y[place])
             better = fell | (worth > value)

@@ -36,16 +36,16 @@ def length(change: Tensor, norm: str = "linf") -> Tensor:
 def project(z: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
     """A point near ``z`` in the ball of radius ε around ``x`` and in [0, 1].
 
-    In L∞ it is the nearest such point. In L2, ``z`` is first drawn back to the ball along the
-    radius and then clipped to [0, 1]; clipping can only bring it nearer to ``x``.
+    In L∞ it is the nearest such point. In L2, ``z`` is first clipped to [0, 1] and the change then
+    shortened to ε. In the other order, what the clip takes from the change would be lost.
     """
     check_norm(norm)
     if norm == "linf":
         return torch.clamp(z, min=(x - eps).clamp(min=0), max=(x + eps).clamp(max=1))
-    change = z - x
+    change = z.clamp(0, 1) - x
     tiny = torch.finfo(x.dtype).tiny
     shrink = (eps / length(change, norm).clamp(min=tiny)).clamp(max=1)
-    return (x + per_image(shrink, change) * change).clamp(0, 1)
+    return (x + per_image(shrink, change) * change).clamp(0, 1)  # against rounding
 
 
 def steepest(gradient: Tensor, norm: str = "linf") -> Tensor:

@@ -226,8 +226,9 @@ def _warn_if_probabilities(logits: Tensor) -> None:
     if len(sums) and bool((logits >= 0).all() & ((sums - 1).abs() < 1e-3).all()):
         warn(
             "model: its outputs look like probabilities (none negative, each row sums to 1). "
-            "The attack's loss expects logits; behind a softmax it is nearly flat where the "
-            "model is confident, so the attack is weaker and the accuracy you measure too high. "
+            "Attacks need logits: where a softmax is sure of itself its outputs hardly move, "
+            "whatever the loss, so the attack can be much weaker and the accuracy you measure "
+            "too high. "
             "Return the values before the softmax."
         )
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from .evaluation import Accuracy
 
 INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
 _LINES = ((INK, "-", "o"), (BLUE, "--", "s"), (GREEN, "-.", "^"), (ORANGE, ":", "D"))
+_SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")
 _DPI = 144  # stored pictures; shown at about half that, so they are sharp on a fine screen
 
 
@@ -139,6 +141,69 @@ def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Pictur
         ax.hist(values, bins, histtype="step", color=colour, ls=style, lw=1.6, label=name)
     ax.set(xlabel=xlabel, ylabel="images")
     _tidy(ax)
+    return figure
+
+
+def walk(
+    classes: Tensor,
+    *,
+    extent: float,
+    path: Tensor,
+    image: Tensor,
+    chances: Tensor,
+    label: int,
+) -> Picture:
+    """An attack on its way: its path over a map of classes, the image now, what the model reads.
+
+    Args:
+        classes: predicted classes ``[R, R]`` on a square grid around the clean image; the first
+            row is the lowest.
+        extent: half the side of that square.
+        path: points ``[T, 2]`` so far, in the map's coordinates; the clean image is at (0, 0).
+        image: the last one, ``[1, C, H, W]``.
+        chances: the model's probabilities for it, ``[K]``.
+        label: the true class.
+    """
+    figure = Picture(figsize=(7.6, 2.9), layout="constrained")
+    chart, digit, bars = figure.subplots(1, 3, width_ratios=(1.15, 0.8, 0.9))
+    seen = classes.unique().tolist()
+    place = {k: number for number, k in enumerate(seen)}
+    shades = [[place[k] for k in row] for row in classes.tolist()]
+    colours = ["#FFFFFF" if k == label else _SHADES[k % len(_SHADES)] for k in seen]
+    around = (-extent, extent, -extent, extent)
+    chart.imshow(
+        shades,
+        cmap=ListedColormap(colours),
+        vmin=-0.5,
+        vmax=len(seen) - 0.5,
+        origin="lower",
+        extent=around,
+        interpolation="nearest",
+    )
+    at = np.linspace(-extent, extent, len(shades))
+    for k in seen:  # each class named where most of it lies
+        rows, columns = (classes == k).nonzero().float().median(0).values.long().tolist()
+        chart.text(at[columns], at[rows], str(k), ha="center", va="center", fontsize=13, color=INK)
+    chart.plot(*path.T.tolist(), color=RED, lw=1.5, marker="o", ms=3)
+    chart.plot(*path[-1].tolist(), color=RED, marker="o", ms=7)
+    chart.plot(0, 0, color=INK, marker="+", ms=11, mew=2)
+    chart.set(xticks=[], yticks=[], xlabel="towards the end of the path")
+    digit.imshow(_picture(image[0]), cmap="gray", vmin=0, vmax=1)
+    guess = int(chances.argmax())
+    digit.set(xticks=[], yticks=[])
+    digit.set_xlabel(
+        f"reads {guess}{'' if guess == label else ' ✗'}",
+        color=INK if guess == label else RED,
+        fontweight="normal" if guess == label else "bold",
+        fontsize=11,
+    )
+    names = [f"{k} (true)" if k == label else str(k) for k in range(len(chances))]
+    bars.barh(
+        names, chances.tolist(), color=[INK if k == label else BLUE for k in range(len(names))]
+    )
+    bars.set(xlim=(0, 1), xlabel="probability")
+    bars.invert_yaxis()
+    bars.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -47,7 +47,7 @@ def problems(draw):
     return name, norm, model, x, y, eps
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(problems())
 def test_ball_range_shape_type_and_no_side_effects(problem):
     name, norm, model, x, y, eps = problem
@@ -68,7 +68,7 @@ def test_ball_range_shape_type_and_no_side_effects(problem):
         assert adversarial.max() <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems(), st.data())
 def test_an_image_alone_is_attacked_as_in_its_batch(problem, data):
     """In float64: signs and comparisons amplify the rounding that batches differ in."""

@@ -190,7 +190,7 @@ def model_margin(spy, image):
 
 def _side(pixels, queries, spy, image):
     query = next(q for q, batch in enumerate(spy.batches) if batch is image)
-    return max(round((_share(0.8, query, queries) * pixels) ** 0.5), 1)
+    return max(round((_share(0.8, query - 1, queries) * pixels) ** 0.5), 1)
 
 
 def test_squares_shrink_as_in_the_authors_schedule():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from apudae import attacks, checkpoints, data, purification, training
+from apudae import attacks, autoattack, checkpoints, data, norms, purification, training
 
 BOOK = Path(__file__).parents[1] / "book"
 NOTEBOOKS = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.ipynb"))
@@ -32,7 +33,7 @@ def code(notebook):
 
 def shown_in_full(name):
     """What a chapter's cells tagged "algorithm" define, and nothing else of the chapter."""
-    imports = {"torch": torch, "nn": nn, "F": torch.nn.functional}
+    imports = {"math": math, "torch": torch, "nn": nn, "F": torch.nn.functional}
     cells = [cell for cell in code(read(name)) if "algorithm" in cell.metadata.get("tags", [])]
     assert cells, f"{name} shows no algorithm"
     for cell in cells:
@@ -55,6 +56,81 @@ def test_chapter_1_shows_the_packages_fgsm(digits):
     model = checkpoints.load("mnist-cnn")
     shown = shown_in_full("01_threat_models.ipynb")["fgsm"]
     torch.testing.assert_close(shown(model, x, y, eps=0.2), attacks.fgsm(model, x, y, eps=0.2))
+
+
+GRADIENTS = "02_gradient_attacks.ipynb"
+
+
+@pytest.fixture(scope="module")
+def chapter_2():
+    return shown_in_full(GRADIENTS)
+
+
+def same(first, second, share=1.0):
+    """Equal pixels, but for the few images that a sign of a rounding error turned round."""
+    agree = (first - second).flatten(1).abs().amax(1) < 1e-4
+    assert agree.double().mean() >= share
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_chapter_2_shows_the_packages_fgsm_bim_and_pgd(norm, digits, chapter_2):
+    x, y = digits
+    model, eps = checkpoints.load("mnist-cnn"), 0.1 if norm == "linf" else 1.5
+    ours = attacks.fgsm(model, x, y, eps=eps, norm=norm)
+    same(chapter_2["fgsm"](model, x, y, eps=eps, norm=norm), ours)
+    ours = attacks.bim(model, x, y, eps=eps, norm=norm, steps=7)
+    same(chapter_2["bim"](model, x, y, eps=eps, norm=norm, steps=7), ours, 0.8)
+    start = norms.in_ball(x, eps, norm, torch.arange(len(x)), 3)
+    ours = attacks.pgd(model, x, y, eps=eps, norm=norm, steps=7, seed=3)
+    shown = chapter_2["pgd"](model, x, y, eps=eps, norm=norm, steps=7, start=start)
+    same(shown, ours, 0.8)
+
+
+def test_chapter_2_shows_the_packages_rfgsm(digits, chapter_2):
+    x, y = digits
+    model = checkpoints.load("mnist-cnn")
+    draws = norms.uniforms(tuple(x.shape[1:]), torch.arange(len(x)), 3, 0, device=x.device)
+    signs = (draws - 0.5).sign()
+    shown = chapter_2["rfgsm"](model, x, y, eps=0.1, alpha=0.04, random_signs=signs)
+    same(shown, attacks.rfgsm(model, x, y, eps=0.1, alpha=0.04, seed=3))
+
+
+def test_chapter_2_shows_the_packages_apgd(digits, chapter_2):
+    """At an ε where nothing falls, both return the point of the highest loss."""
+    x, y = digits
+    model = checkpoints.load("mnist-cnn")
+    assert chapter_2["checkpoints_of"](100) == autoattack._checkpoints(100)
+    start = norms.in_ball(x, 0.01, "linf", torch.arange(len(x)), 3)
+    shown = chapter_2["apgd"](model, x, y, eps=0.01, steps=30, start=start)
+    same(shown, attacks.apgd(model, x, y, eps=0.01, steps=30, seed=3), 0.8)
+
+
+def test_chapter_2_shows_the_packages_deepfool(digits, chapter_2):
+    x, y = digits
+    model = checkpoints.load("mnist-cnn")
+    same(chapter_2["deepfool"](model, x, y), attacks.deepfool(model, x, y), 0.8)
+
+
+def test_chapter_2_shows_the_packages_cw(digits, chapter_2):
+    x, y = digits
+    model = checkpoints.load("mnist-cnn")
+    right = model(x).argmax(1) == y
+    x, y = x[right], y[right]
+    options = {"steps": 60, "searches": 5, "step_size": 0.05}  # where neither is cut short
+    ours = norms.length(attacks.cw(model, x, y, **options) - x, "l2")
+    shown = norms.length(chapter_2["cw"](model, x, y, **options) - x, "l2")
+    torch.testing.assert_close(shown.median(), ours.median(), rtol=0.05, atol=0)
+
+
+def test_chapter_2_shows_the_packages_square(digits, chapter_2):
+    x, y = digits
+    model, keys = checkpoints.load("mnist-cnn"), torch.arange(len(digits[0]))
+    device = x.device
+    stripes = norms.uniforms((1, 28, 28), keys, 3, 0, device=device)[:, :, :1]
+    stripes = 1 - 2 * (stripes < 0.5).float()
+    luck = norms.uniforms((autoattack._BLOCK, 6), keys, 3, 1, device=device)
+    shown = chapter_2["square"](model, x, y, eps=0.1, queries=60, stripes=stripes, luck=luck)
+    same(shown, attacks.square(model, x, y, eps=0.1, queries=60, seed=3))
 
 
 def test_chapter_3_shows_the_packages_objective(digits):
