@@ -292,7 +292,7 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
     turned = (luck[:, 4] < 0.5)[:, None, None]
     bumps = torch.where(turned, bump.T, bump)[:, None]
     signs = _signs(luck[:, 5:]).to(x.dtype)[:, :, None, None]
-    top, left = ((luck[:, k] * (n - size + 1)).long() for k, n in enumerate(x.shape[2:]))
+    top, left = ((luck[:, k] * max(n - size, 1)).long() for k, n in enumerate(x.shape[2:]))
     span = torch.arange(size, device=x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None, None]
     channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
@@ -307,11 +307,14 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
 
 
 def _window(z: Tensor, luck: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A square's rows ``[N, H]`` and columns ``[N, W]``, its corner drawn uniformly."""
+    """A square's rows ``[N, H]`` and columns ``[N, W]``, its corner drawn as in the authors' code.
+
+    There, a square never touches the last row or column, unless it fills the image.
+    """
     spans = []
     for k, whole in enumerate(z.shape[2:]):
         side = min(size, whole)
-        first = (luck[:, k] * (whole - side + 1)).long()[:, None]
+        first = (luck[:, k] * max(whole - side, 1)).long()[:, None]
         at = torch.arange(whole, device=z.device)[None]
         spans.append((at >= first) & (at < first + side))
     return spans[0], spans[1]

@@ -165,7 +165,7 @@ def deepfool(
 
     At each step the model is taken as linear, and the image moves to where the first of the
     ``candidates`` would win. On a linear model the first step is exact, so the distance is (1 +
-    overshoot) times the closed form |z_y − z_k| / ‖w_y − w_k‖ (L∞: the 1-norm below).
+    overshoot) times the closed form ``(z_y − z_k) / ‖w_y − w_k‖`` (L∞: the 1-norm below).
 
     Args:
         model: images -> logits.

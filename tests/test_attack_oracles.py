@@ -114,22 +114,14 @@ def test_apgd_beside_art(norm, model, digits):
     never_more_than_a_point_above(ours, theirs)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.15), ("l2", 3.0)])
-def test_square_beside_art(norm, eps, model, digits):
-    x, y = digits
-    made = attacks.square(model, x, y, eps=eps, norm=norm, queries=100)
-    attack = arts(
-        SquareAttack,
-        model,
-        x,
-        norm=np.inf if norm == "linf" else 2,
-        eps=eps,
-        max_iter=100,
-        p_init=0.8,
-        nb_restarts=1,
-    )
-    theirs = torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
-    assert length(theirs - x, norm).max() <= eps + 1e-4
+def test_square_in_l2_beside_art(model, digits):
+    x, y = (part[:500] for part in digits)
+    made = attacks.square(model, x, y, eps=3.0, norm="l2", queries=100)
+    options = {"norm": 2, "eps": 3.0, "max_iter": 100, "p_init": 0.8, "nb_restarts": 1}
+    attack = arts(SquareAttack, model, x, **options)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        theirs = torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+    assert length(theirs - x, "l2").max() <= 3.0 + 1e-4
     never_more_than_a_point_above([standing(model, made, y)], [standing(model, theirs, y)])
 
 
