@@ -241,7 +241,8 @@ def pgd(
                     place, z, gradient = place[~fell], z[~fell], gradient[~fell]
                     if len(place) == 0:
                         break
-                z = project(z + size * steepest(gradient, norm), x[place], eps, norm)
+                ahead = z.add(steepest(gradient, norm), alpha=size)
+                z = project(ahead, x[place], eps, norm)
             if len(place):
                 best.offer(place, z, *objective.value(z, y[place]))  # the last is only judged
         return best.images

@@ -41,7 +41,7 @@ def project(z: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
     """
     check_norm(norm)
     if norm == "linf":
-        return torch.clamp(z, min=(x - eps).clamp(min=0), max=(x + eps).clamp(max=1))
+        return torch.clamp(z, min=x - eps, max=x + eps).clamp_(0, 1)
     change = z.clamp(0, 1) - x
     tiny = torch.finfo(x.dtype).tiny
     shrink = (eps / length(change, norm).clamp(min=tiny)).clamp(max=1)

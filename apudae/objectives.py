@@ -7,6 +7,7 @@ classifier. :class:`Objective` turns a model and one of them into values and ima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ from .checks import (
     warn,
     warn_if_training,
 )
-from .norms import check_norm
+from .norms import check_norm, per_image
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -116,7 +117,8 @@ class Objective:
             if not climbed.requires_grad:
                 raise ValueError("model: the logits carry no gradient of the images")
             (gradient,) = torch.autograd.grad(climbed.sum(), x)
-        self._nan = self._nan | value.isnan().any() | gradient.isnan().any()
+        # The largest of several numbers is NaN if one of them is: one pass, nothing allocated.
+        self._nan = self._nan | value.isnan().any() | gradient.amax().isnan()
         return (value if loss is None else climbed).detach(), fell, gradient
 
     def finish(self) -> None:
@@ -138,10 +140,13 @@ class Best:
         self.fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def offer(self, place: Tensor, images: Tensor, score: Tensor, fell: Tensor) -> None:
-        """Take those of ``images`` (at ``place``, int64) that are stronger than what is kept."""
+        """Take those of ``images`` (at ``place``, ascending) that are stronger than what is kept."""
         was, score = self.fallen[place], score.double()
         better = (fell & ~was) | ((fell == was) & (score > self.score[place]))
-        self.images[place[better]] = images[better]
+        if len(place) == len(self.images):  # all of them: one pass instead of two
+            self.images = torch.where(per_image(better, images), images, self.images)
+        else:
+            self.images[place[better]] = images[better]
         self.score[place[better]] = score[better]
         self.fallen[place[better]] = fell[better]
 
@@ -214,11 +219,16 @@ def by_chunk(
 
 
 def _chunk(x: Tensor) -> int:
-    """Images per pass: on a CPU larger batches mostly move memory, on a GPU they fill it."""
+    """Images per pass: on a CPU larger batches mostly move memory, on a GPU they fill it.
+
+    The chunks are of about one size: a small rest would cost as much as a whole one.
+    """
     pixels = x[0].numel()
     if x.device.type == "cpu":
-        return max(1, min(250, 2**20 // pixels))
-    return max(1, 2**23 // pixels)
+        most = max(8, min(250, 2**18 // pixels))
+    else:
+        most = max(1, 2**23 // pixels)
+    return math.ceil(len(x) / math.ceil(len(x) / most))
 
 
 def _warn_if_probabilities(logits: Tensor) -> None:

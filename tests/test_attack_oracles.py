@@ -2,162 +2,195 @@
 
 from __future__ import annotations
 
+import random
+
 import foolbox
 import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
 from art.estimators.classification import PyTorchClassifier
+from foolbox import attacks as theirs
 
 from apudae import attacks, checkpoints, data
 from apudae.norms import length
 
+NORMS = ("linf", "l2")
 EPSILONS = {"linf": (0.05, 0.1, 0.15), "l2": (1.0, 1.5, 2.0)}
-POINT = 0.01
+ORDER = {"linf": np.inf, "l2": 2}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoints.load("mnist-cnn").eval()
+    return checkpoints.load("mnist-cnn")
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("mnist", "validation").take(1000)
+    return data.load("mnist", "validation")
 
 
-def standing(model, images, y):
-    with torch.no_grad():
-        return (model(images).argmax(1) == y).float().mean().item()
-
-
-def foolboxes(model, attack, x, y, eps):
-    torch.manual_seed(0)  # foolbox starts at random from the global generator
+def from_foolbox(attack, model, x, y, eps=None):
+    torch.manual_seed(0)  # random starts come from the global generator
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    return attack(wrapped, x, y, epsilons=eps)[1]
+    parts = zip(x.split(250), y.split(250), strict=True)
+    return torch.cat([attack(wrapped, *part, epsilons=eps)[1] for part in parts])
 
 
-def arts(attack, model, x, **options):
-    np.random.seed(0)  # so does ART, from numpy's
+def from_art(attack, model, x, y, *, norm, batch=250, seed=0, **options):
+    random.seed(seed)  # ART draws from both
+    np.random.seed(seed)
     estimator = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0, 1), device_type="cpu"
     )
-    made = attack(estimator, batch_size=len(x), verbose=False, **options)
-    return made
+    made = attack(estimator, norm=ORDER[norm], batch_size=batch, verbose=False, **options)
+    parts = zip(x.split(batch), y.split(batch), strict=True)
+    return torch.cat([torch.from_numpy(made.generate(a.numpy(), b.numpy())) for a, b in parts])
 
 
-def never_more_than_a_point_above(ours, theirs):
-    """Both lists over the same ε; somewhere the question must not be trivial."""
-    print("ours", ours, "theirs", theirs)
-    assert any(0.2 <= share <= 0.8 for share in theirs)
-    assert all(a <= b + POINT for a, b in zip(ours, theirs, strict=True))
+def standing(model, images, x, y, eps, norm):
+    """Share that is still read right, of images that kept to the ball."""
+    assert length(images - x, norm).max() <= eps + 1e-5
+    with torch.no_grad():
+        return (model(images).argmax(1) == y).double().mean().item()
 
 
-@pytest.mark.parametrize("norm", EPSILONS)
-def test_fgsm_beside_foolbox(norm, model, digits):
+def compare(model, digits, norm, ours, other, epsilons=None):
+    """Never more than a point above (means over the runs); and not always trivially so."""
     x, y = digits
-    kind = foolbox.attacks.LinfFastGradientAttack if norm == "linf" else foolbox.attacks.FGM
-    ours, theirs = [], []
-    for eps in (0.1, 0.15, 0.2) if norm == "linf" else (1.0, 1.5, 2.0):
-        ours.append(standing(model, attacks.fgsm(model, x, y, eps=eps, norm=norm), y))
-        theirs.append(standing(model, foolboxes(model, kind(), x, y, eps), y))
-    never_more_than_a_point_above(ours, theirs)
+    left = []
+    for eps in epsilons or EPSILONS[norm]:
+        runs = [
+            [standing(model, run(x, y, eps), x, y, eps, norm) for run in r] for r in (ours, other)
+        ]
+        print(f"{norm} {eps}: ours {runs[0]}, theirs {runs[1]}")
+        left.append([sum(run) / len(run) for run in runs])
+    assert all(mine <= his + 0.01 + 1e-9 for mine, his in left)
+    assert any(0.2 <= his <= 0.8 for _, his in left)
 
 
-@pytest.mark.parametrize("norm", EPSILONS)
-def test_bim_beside_foolbox(norm, model, digits):
-    x, y = digits
-    linf = foolbox.attacks.LinfBasicIterativeAttack
-    kind = linf if norm == "linf" else foolbox.attacks.L2BasicIterativeAttack
-    ours, theirs = [], []
-    for eps in EPSILONS[norm]:
-        theirs_at = kind(steps=10, abs_stepsize=eps / 4, random_start=False)
-        made = attacks.bim(model, x, y, eps=eps, norm=norm, steps=10, step_size=eps / 4)
-        ours.append(standing(model, made, y))
-        theirs.append(standing(model, foolboxes(model, theirs_at, x, y, eps), y))
-    never_more_than_a_point_above(ours, theirs)
+@pytest.mark.parametrize("norm", NORMS)
+def test_fgsm_is_as_strong_as_foolbox(norm, model, digits):
+    attack = {"linf": theirs.LinfFastGradientAttack, "l2": theirs.L2FastGradientAttack}[norm]()
+    compare(
+        model,
+        digits,
+        norm,
+        [lambda x, y, eps: attacks.fgsm(model, x, y, eps=eps, norm=norm)],
+        [lambda x, y, eps: from_foolbox(attack, model, x, y, eps)],
+    )
 
 
-@pytest.mark.parametrize("norm", EPSILONS)
-def test_pgd_beside_foolbox(norm, model, digits):
-    x, y = digits
-    kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
-    ours, theirs = [], []
-    for eps in EPSILONS[norm]:
-        size = 2.5 * eps / 20
-        made = attacks.pgd(model, x, y, eps=eps, norm=norm, steps=20, step_size=size)
-        ours.append(standing(model, made, y))
-        theirs_at = kind(steps=20, abs_stepsize=size, random_start=True)
-        theirs.append(standing(model, foolboxes(model, theirs_at, x, y, eps), y))
-    never_more_than_a_point_above(ours, theirs)
+@pytest.mark.parametrize("norm", NORMS)
+def test_bim_is_as_strong_as_foolbox(norm, model, digits):
+    kind = {"linf": theirs.LinfBasicIterativeAttack, "l2": theirs.L2BasicIterativeAttack}[norm]
+
+    def other(x, y, eps):
+        attack = kind(steps=10, abs_stepsize=eps / 5, random_start=False)
+        return from_foolbox(attack, model, x, y, eps)
+
+    def ours(x, y, eps):
+        return attacks.bim(model, x, y, eps=eps, norm=norm, steps=10, step_size=eps / 5)
+
+    compare(model, digits, norm, [ours], [other])
 
 
-@pytest.mark.parametrize("norm", EPSILONS)
-def test_apgd_beside_art(norm, model, digits):
-    x, y = digits
-    ours, theirs = [], []
-    for eps in EPSILONS[norm][1:]:
-        made = attacks.apgd(model, x, y, eps=eps, norm=norm, steps=20, early_stop=True)
-        ours.append(standing(model, made, y))
-        attack = arts(
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_is_as_strong_as_foolbox(norm, model, digits):
+    kind = {"linf": theirs.LinfPGD, "l2": theirs.L2PGD}[norm]
+
+    def other(x, y, eps):
+        attack = kind(steps=40, abs_stepsize=eps / 16, random_start=True)
+        return from_foolbox(attack, model, x, y, eps)
+
+    def ours(x, y, eps):  # early stopping fells the same images, sooner
+        options = {"steps": 40, "step_size": eps / 16, "early_stop": True}
+        return attacks.pgd(model, x, y, eps=eps, norm=norm, **options)
+
+    compare(model, digits, norm, [ours], [other], EPSILONS[norm][1:])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_apgd_is_as_strong_as_art(norm, model, digits):
+    def other(x, y, eps):
+        budget = {"max_iter": 20, "nb_random_init": 1, "eps": eps, "eps_step": 2 * eps}
+        return from_art(
             AutoProjectedGradientDescent,
             model,
             x,
-            norm=np.inf if norm == "linf" else 2,
-            eps=eps,
-            eps_step=2 * eps,
-            max_iter=20,
-            nb_random_init=1,
+            y,
+            norm=norm,
             loss_type="cross_entropy",
+            **budget,
         )
-        theirs.append(standing(model, torch.from_numpy(attack.generate(x.numpy(), y.numpy())), y))
-    never_more_than_a_point_above(ours, theirs)
+
+    def ours(x, y, eps):
+        return attacks.apgd(model, x, y, eps=eps, norm=norm, steps=20, early_stop=True)
+
+    compare(model, digits, norm, [ours], [other], {"linf": (0.1, 0.15), "l2": (1.0, 1.5)}[norm])
 
 
-def test_square_in_l2_beside_art(model, digits):
-    x, y = (part[:500] for part in digits)
-    made = attacks.square(model, x, y, eps=3.0, norm="l2", queries=100)
-    options = {"norm": 2, "eps": 3.0, "max_iter": 100, "p_init": 0.8, "nb_restarts": 1}
-    attack = arts(SquareAttack, model, x, **options)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        theirs = torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
-    assert length(theirs - x, "l2").max() <= 3.0 + 1e-4
-    never_more_than_a_point_above([standing(model, made, y)], [standing(model, theirs, y)])
+def square_beside_art(model, digits, norm, queries, epsilons, seeds):
+    def other(seed):
+        # ART draws one square for a whole batch: small batches, or all hangs on a few draws.
+        # Its start is a query too.
+        budget = {"max_iter": queries - 1, "p_init": 0.8, "nb_restarts": 1, "batch": 50}
+        return lambda x, y, eps: from_art(
+            SquareAttack, model, x, y, norm=norm, eps=eps, seed=seed, **budget
+        )
+
+    def ours(seed):
+        options = {"norm": norm, "queries": queries, "seed": seed}
+        return lambda x, y, eps: attacks.square(model, x, y, eps=eps, **options)
+
+    runs = [[kind(seed) for seed in range(seeds)] for kind in (ours, other)]
+    compare(model, digits, norm, *runs, epsilons)
 
 
-def no_longer_and_no_rarer(model, ours, theirs, x, y, norm):
-    right = model(x).argmax(1) == y
-    lengths, fallen = [], []
-    for images in (ours, theirs):
-        lengths.append(length(images - x, norm)[right].median().item())
-        fallen.append((model(images).argmax(1) != y)[right].float().mean().item())
-    print("median", lengths, "fallen", fallen)
-    assert fallen[0] >= fallen[1]
-    assert lengths[0] <= 1.02 * lengths[1]
-
-
-@pytest.mark.parametrize("norm", EPSILONS)
-def test_deepfool_beside_foolbox(norm, model, digits):
-    x, y = digits
-    linf, l2 = foolbox.attacks.LinfDeepFoolAttack, foolbox.attacks.L2DeepFoolAttack
-    kind = (linf if norm == "linf" else l2)(steps=50, candidates=10, overshoot=0.02)
-    theirs = foolboxes(model, kind, x, y, None)
-    no_longer_and_no_rarer(model, attacks.deepfool(model, x, y, norm=norm), theirs, x, y, norm)
-
-
-def cw_beside_foolbox(model, x, y, steps, searches, step_size):
-    budget = {"steps": steps, "initial_const": 1e-3, "stepsize": step_size}
-    attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=searches, **budget)
-    theirs = foolboxes(model, attack, x, y, None)
-    ours = attacks.cw(model, x, y, steps=steps, searches=searches, step_size=step_size)
-    no_longer_and_no_rarer(model, ours, theirs, x, y, "l2")
-
-
-def test_cw_beside_foolbox(model, digits):
-    cw_beside_foolbox(model, *digits, steps=50, searches=5, step_size=0.05)
+@pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning")  # in ART
+@pytest.mark.parametrize(("norm", "eps", "images"), [("linf", 0.3, 1000), ("l2", 4.0, 300)])
+def test_square_is_as_strong_as_art(norm, eps, images, model, digits):
+    square_beside_art(model, digits.take(images), norm, 100, (eps,), seeds=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step_size", [0.01, 0.03])
-def test_cw_beside_foolbox_at_a_longer_budget(step_size, model, digits):
-    cw_beside_foolbox(model, *digits, steps=300, searches=7, step_size=step_size)
+@pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning")
+@pytest.mark.parametrize(("norm", "epsilons"), [("linf", (0.2, 0.25, 0.3)), ("l2", (3.0, 4.0))])
+def test_square_is_as_strong_as_art_over_six_runs(norm, epsilons, model, digits):
+    square_beside_art(model, digits, norm, 100, epsilons, seeds=6)
+
+
+def no_farther(model, x, y, ours, other, norm):
+    """Among the images read right: the median length, and the share that fell."""
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+        fell = [(model(z).argmax(1) != y)[right].double().mean().item() for z in (ours, other)]
+    far = [length(z - x, norm)[right].median().item() for z in (ours, other)]
+    print(f"median {far[0]:.4f} beside {far[1]:.4f}, fell {fell[0]:.2%} beside {fell[1]:.2%}")
+    assert fell[0] >= fell[1]
+    assert far[0] <= 1.02 * far[1]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_deepfool_goes_no_farther_than_foolbox(norm, model, digits):
+    budget = {"steps": 50, "candidates": 5, "overshoot": 0.02}
+    kind = {"linf": theirs.LinfDeepFoolAttack, "l2": theirs.L2DeepFoolAttack}[norm]
+    other = from_foolbox(kind(**budget), model, *digits)
+    no_farther(model, *digits, attacks.deepfool(model, *digits, norm=norm, **budget), other, norm)
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "step_size"),
+    [
+        (200, 100, 0.1),
+        pytest.param(1000, 100, 0.1, marks=pytest.mark.slow),
+        pytest.param(1000, 200, 0.02, marks=pytest.mark.slow),
+    ],
+)
+def test_cw_goes_no_farther_than_foolbox(images, steps, step_size, model, digits):
+    x, y = digits.take(images)
+    attack = theirs.L2CarliniWagnerAttack(
+        binary_search_steps=6, steps=steps, stepsize=step_size, initial_const=1e-3
+    )
+    ours = attacks.cw(model, x, y, searches=6, steps=steps, step_size=step_size, initial_c=1e-3)
+    no_farther(model, x, y, ours, from_foolbox(attack, model, x, y), "l2")
