@@ -144,6 +144,9 @@ def suite(
     check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
     if attacks is not None and not attacks:
         raise ValueError("attacks: expected at least one")
+    for name, attack in (attacks or {}).items():
+        if norm != "l2" and getattr(attack, "func", attack) is cw:
+            raise ValueError(f"attacks: {name!r} knows L2 only, and would take ε as its L2 length")
     index = torch.arange(len(x)) if index is None else index.cpu()
     objective = Objective(model)
     common = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
@@ -161,13 +164,13 @@ def suite(
 
     if len(x):
         judge(torch.arange(len(x), device=x.device), x.detach(), 0)
-    attacks = standard(classes=objective.classes) if attacks is None else attacks
+    attacks = standard(classes=objective.classes or 10) if attacks is None else attacks
     for number, (name, attack) in enumerate(attacks.items(), 1):
         place = best.places(standing=True)
         if len(place) == 0:
             continue
         options = _taken(attack, common | {"index": index[place.cpu()]})
-        attacked = attack(model, x[place], y[place], **options)
+        attacked = attack(model, x[place], y[place], **options).detach().to(x.dtype)
         _check_inside(attacked, x[place], eps, norm, name)
         judge(place, attacked, number)
     return WorstCase(best.images, felled_by, ("clean", *attacks))
@@ -176,10 +179,9 @@ def suite(
 def _taken(attack: Callable[..., Tensor], options: dict) -> dict:
     """Those options that the attack has, and that were not fixed by ``partial``."""
     parameters = inspect.signature(attack).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return options
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     fixed = attack.keywords if isinstance(attack, partial) else {}
-    return {k: v for k, v in options.items() if k in parameters and k not in fixed}
+    return {k: v for k, v in options.items() if (takes_any or k in parameters) and k not in fixed}
 
 
 def _check_inside(images: Tensor, x: Tensor, eps: float, norm: str, name: str) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_count, check_number
-from .norms import in_ball, length, per_image, project, steepest, uniforms
-from .objectives import Best, Objective, by_chunk, check_attack, dlr_targeted
+from .norms import in_ball, length, per_image, project, steepest, uniforms, within_reach
+from .objectives import Best, Objective, by_chunk, check_attack, check_classes, dlr_targeted
 
 # Croce & Hein 2020, §3: inertia of the step, share of rising steps below which it is halved.
 _INERTIA, _RISING = 0.75, 0.75
@@ -69,13 +69,17 @@ def apgd(
     if to_each and targeted:
         raise ValueError("targeted: not with loss='dlr-targeted', which leaves y by way of others")
     objective = Objective(model, "dlr" if to_each else loss, targeted)
-    if eps == 0:
-        return x.detach().clone()
+    eps = within_reach(eps, norm, x)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best, goals = Best(x), None
+        if eps == 0:
+            objective.value(x, y)  # only checks the model
+            return x
         if to_each:
-            logits = objective.logits(x, y).scatter(1, y[:, None], -torch.inf)
+            logits = objective.logits(x, y)
+            check_classes(logits, 4, loss)
+            logits = logits.scatter(1, y[:, None], -torch.inf)
             goals = logits.argsort(1, descending=True)[:, : min(targets, logits.shape[1] - 1)]
         for run in range(restarts * (goals.shape[1] if to_each else 1)):
             place = best.places(standing=early_stop)
@@ -204,11 +208,12 @@ def square(
         raise ValueError(f"x: Square in L2 needs 6 x 6 pixels or more, got {list(x.shape[2:])}")
     objective = Objective(model, "margin", targeted)
     start, propose = (_stripes, _one_square) if norm == "linf" else (_tiles, _two_squares)
-    channels = x.shape[1]
-    if eps == 0:
-        return x.detach().clone()
+    channels, eps = x.shape[1], within_reach(eps, norm, x)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        if eps == 0:
+            objective.value(x, y)  # only checks the model
+            return x
         found = x.clone()
         place = torch.arange(len(x), device=x.device)
         luck = uniforms((channels, *x.shape[2:]), index, seed, 0, device=x.device)
@@ -262,7 +267,7 @@ def _one_square(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> 
 
 
 def _tiles(x: Tensor, eps: float, luck: Tensor) -> Tensor:
-    """Five by five tiles, each with the bump of the attack and random signs."""
+    """Tiles a fifth of the image wide, each with the bump of the attack and random signs."""
     height, width = x.shape[2:]
     side = min(height, width) // 5
     bump = _bump(side, x)
@@ -284,7 +289,8 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
         (rows[:, :, None] & columns[:, None, :])[:, None].to(x.dtype)
         for rows, columns in (_window(z, luck[:, :2], size), _window(z, luck[:, 2:4], size))
     )
-    # What the ball leaves unused, and what the two squares hold now, shared by the channels.
+    # What the ball leaves unused and what the two squares hold now. As in AutoAttack's code each
+    # channel gets what all of them held; the whole is brought back to length ε below.
     unused = (eps**2 - length(change, "l2") ** 2).clamp(min=0)
     held = length(change * torch.maximum(chosen, other), "l2") ** 2
     budget = (unused / x.shape[1] + held).sqrt()
@@ -321,7 +327,7 @@ def _window(z: Tensor, luck: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _bump(size: int, like: Tensor) -> Tensor:
-    """Two opposite hills of height Σ 1/k² over nested rectangles, of length 1 (§4.2 and fig. 3)."""
+    """Two opposite hills, Σ 1/k² over nested rectangles, of equal length, together 1 (§4.2)."""
     bump = torch.zeros(size, size)
     for half, (first, last) in enumerate(((0, size // 2), (size // 2, size))):
         height = last - first
@@ -330,4 +336,5 @@ def _bump(size: int, like: Tensor) -> Tensor:
             rows = slice(first + max(middle[0] - k, 0), first + min(middle[0] + k + 1, height))
             columns = slice(max(middle[1] - k, 0), min(middle[1] + k + 1, size))
             bump[rows, columns] += (1 - 2 * half) / (k + 1) ** 2
+        bump[first:last] /= bump[first:last].norm().clamp(min=1e-12)
     return (bump / bump.norm()).to(like)

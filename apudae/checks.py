@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -34,8 +35,10 @@ def check_images(x: Tensor, name: str = "x") -> None:
             f"{name}: expected floating-point images in [0, 1], got {x.dtype}; "
             "divide 8-bit images by 255"
         )
-    if x.numel() == 0:
+    if len(x) == 0:
         return
+    if x.numel() == 0:
+        raise ValueError(f"{name}: expected images of at least one pixel, got {list(x.shape)}")
     low, high = (value.item() for value in torch.aminmax(x.detach()))
     if math.isnan(low) or math.isnan(high):
         raise ValueError(f"{name}: holds NaN, expected values in [0, 1]")
@@ -65,14 +68,14 @@ def check_labels(y: Tensor, n: int, classes: int | None = None, name: str = "y")
 def check_number(value: float, name: str, *, minimum: float = 0.0, exclusive: bool = False) -> None:
     """Raise ``ValueError`` unless ``value`` is a finite number above ``minimum``."""
     sign = ">" if exclusive else ">="
-    ok = isinstance(value, (int, float)) and math.isfinite(value)
+    ok = isinstance(value, Real) and math.isfinite(value)
     if not ok or value < minimum or (exclusive and value == minimum):
         raise ValueError(f"{name}: expected a finite number {sign} {minimum:g}, got {value!r}")
 
 
 def check_count(value: int, name: str, *, minimum: int = 1) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer ≥ ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name}: expected an integer >= {minimum}, got {value!r}")
 
 

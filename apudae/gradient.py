@@ -223,11 +223,12 @@ def pgd(
         raise ValueError("restarts: more than one needs random_start, or all runs are the same")
     size = 2.5 * eps / steps if step_size is None else step_size
     objective = Objective(model, loss, targeted)
-    if eps == 0:
-        return x.detach().clone()
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best = Best(x)
+        if eps == 0:
+            objective.value(x, y)  # only checks the model
+            return x
         for run in range(restarts):
             place = best.places(standing=early_stop)
             if len(place) == 0:

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .checks import check_number
+from .checks import check_count, check_number
 from .norms import length, per_image, project
-from .objectives import Objective, by_chunk, check_attack, margin
+from .objectives import Objective, by_chunk, check_attack, gradient_of, margin
 
 # C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and
 # black and white pixels would hardly leave. Chosen on validation digits among 1 − 10⁻⁶ … 0.9.
@@ -170,7 +170,8 @@ def deepfool(
     Args:
         model: images -> logits.
         x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``. Images that are misread already are returned as they are.
+        y: int64 labels ``[N]``. Images that are misread already are returned as they are,
+            unless by less than rounding (10⁻⁵ of the largest logit).
         eps: limit of the length.
         norm: ``"l2"`` or ``"linf"``.
         steps: at most; an image is left alone once it fell.
@@ -181,8 +182,8 @@ def deepfool(
     Raises:
         ValueError: an argument that no attack can use.
     """
-    counts = {"steps": steps, "candidates": candidates - 1}
-    check_attack(model, x, y, eps, norm, batch_size=batch_size, unbounded=True, **counts)
+    check_attack(model, x, y, eps, norm, batch_size=batch_size, unbounded=True, steps=steps)
+    check_count(candidates, "candidates", minimum=2)
     check_number(overshoot, "overshoot")
     objective = Objective(model)
 
@@ -190,7 +191,7 @@ def deepfool(
         found = x.clone()
         place = torch.arange(len(x), device=x.device)
         others = objective.logits(x, y).scatter(1, y[:, None], -torch.inf)
-        others = others.argsort(1, descending=True)[:, : candidates - 1]
+        others = others.argsort(1, descending=True)[:, : min(candidates, others.shape[1]) - 1]
         z, moved = x, torch.zeros_like(x)
         for _ in range(steps):
             gaps, normals, fell = _borders(objective, z, y[place], others[place])
@@ -213,9 +214,7 @@ def _borders(
         z = z.detach().requires_grad_(True)
         logits = objective.logits(z, y)
         gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
-        normals = [
-            torch.autograd.grad(gap.sum(), z, retain_graph=True)[0] for gap in gaps.unbind(1)
-        ]
+        normals = [gradient_of(gap.sum(), z, retain=True) for gap in gaps.unbind(1)]
     # Fallen by more than another batch's rounding could undo, and the same aimed for.
     clear = 1e-5 * logits.detach().abs().amax(1)
     fell = margin(logits.detach(), y) > clear

@@ -7,6 +7,8 @@ of the image, stream): an image gets the same ones in any batch and on any devic
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,11 @@ def project(z: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
     return (x + per_image(shrink, change) * change).clamp(0, 1)  # against rounding
 
 
+def within_reach(eps: float, norm: str, x: Tensor) -> float:
+    """ε, or the diameter of all images where it is less: a larger ball holds no more of them."""
+    return min(float(eps), 1.0 if norm == "linf" else math.sqrt(x[:1].numel()))
+
+
 def steepest(gradient: Tensor, norm: str = "linf") -> Tensor:
     """The step of length 1 that climbs fastest: the sign, or the gradient over its length.
 
@@ -68,8 +75,8 @@ def uniforms(
     shape: tuple[int, ...], index: Tensor, seed: int, stream: int, *, device: torch.device
 ) -> Tensor:
     """Float32 draws ``[N, *shape]`` in [0, 1), one row for each of ``index`` (int64 ``[N]``)."""
-    generator = torch.Generator()
-    draws = torch.empty(len(index), *shape)
+    generator = torch.Generator("cpu")
+    draws = torch.empty(len(index), *shape, dtype=torch.float32, device="cpu")
     for row, key in zip(draws, index.tolist(), strict=True):
         # The CPU generator keeps 32 bits of its seed: spread the keys over them.
         generator.manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA6B + key) % 2**32)

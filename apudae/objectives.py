@@ -46,14 +46,14 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     Like the margin, but the same for z and for 10·z: a model cannot hide behind its scale.
     Needs 3 classes.
     """
-    _check_classes(logits, 3, "dlr")
+    check_classes(logits, 3, "dlr")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / _positive(top[:, 0] - top[:, 2])
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """(z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2) (Croce & Hein 2020, eq. 7). Needs 4 classes."""
-    _check_classes(logits, 4, "dlr-targeted")
+    check_classes(logits, 4, "dlr-targeted")
     top = logits.topk(4, dim=1).values
     own, other = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
     return (other - own) / _positive(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
@@ -83,12 +83,22 @@ class Objective:
         self._loss = LOSSES[loss]
         self.classes = 0  # known from the first logits on
         self._nan: Tensor | bool = False
+        self._all_labels: Tensor | None = None
+
+    def expect(self, y: Tensor) -> None:
+        """All labels that will come, so that the first logits can tell whether any is too large."""
+        self._all_labels = y
 
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits ``[N, K]``; the first are checked against the labels."""
+        version = x._version
         logits = logits_of(self.model, x)
+        if x._version != version:
+            raise ValueError("model: it changes its input in place; let it work on a copy")
         if not self.classes:
             check_logits(logits, y)
+            if self._all_labels is not None:
+                check_labels(self._all_labels, len(self._all_labels), classes=logits.shape[1])
             _warn_if_probabilities(logits)
             self.classes = logits.shape[1]
         return logits
@@ -114,21 +124,32 @@ class Objective:
             logits = self.logits(x, y)
             value, fell = self._judge(logits, y)
             climbed = value if loss is None else loss(logits)
-            if not climbed.requires_grad:
-                raise ValueError("model: the logits carry no gradient of the images")
-            (gradient,) = torch.autograd.grad(climbed.sum(), x)
+            gradient = gradient_of(climbed.sum(), x)
         # The largest of several numbers is NaN if one of them is: one pass, nothing allocated.
         self._nan = self._nan | value.isnan().any() | gradient.amax().isnan()
         return (value if loss is None else climbed).detach(), fell, gradient
 
-    def finish(self) -> None:
-        """Raise ``ValueError`` if a loss or gradient was NaN: the attack was led astray."""
-        if bool(self._nan):
-            raise ValueError("model: NaN in the loss or its gradient during the attack")
+    def finish(self, attacked: Tensor) -> None:
+        """Raise ``ValueError`` if a loss or gradient was NaN: the attack was led astray.
+
+        An infinite gradient has a sign but no direction; it shows as NaN in the images.
+        """
+        if bool(self._nan | attacked.isnan().any()):
+            raise ValueError("model: NaN or infinity in the loss or its gradient during the attack")
 
     def _judge(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         value = self._loss(logits, y)
         return (-value if self.targeted else value), (logits.argmax(1) == y) == self.targeted
+
+
+def gradient_of(loss: Tensor, x: Tensor, *, retain: bool = False) -> Tensor:
+    """∂loss/∂x; ``ValueError`` if the model cut the images off from its logits."""
+    gradient = None
+    if loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss, x, retain_graph=retain, allow_unused=True)
+    if gradient is None:
+        raise ValueError("model: the logits carry no gradient of the images")
+    return gradient
 
 
 class Best:
@@ -140,7 +161,7 @@ class Best:
         self.fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def offer(self, place: Tensor, images: Tensor, score: Tensor, fell: Tensor) -> None:
-        """Take those of ``images`` (at ``place``, ascending) that are stronger than what is kept."""
+        """Take those of ``images`` (at ``place``, ascending) that are stronger than the kept."""
         was, score = self.fallen[place], score.double()
         better = (fell & ~was) | ((fell == was) & (score > self.score[place]))
         if len(place) == len(self.images):  # all of them: one pass instead of two
@@ -207,14 +228,16 @@ def by_chunk(
     ``index`` keys each image's random draws; by default its place in the batch.
     """
     with torch.inference_mode(False), torch.no_grad(), evaluating(objective.model):
-        x, y = x.detach().clone(), y.clone()  # clones: they may come from inference mode
+        # Copies: they may come from inference mode. The checks let pass what rounding put outside.
+        x, y = x.detach().clamp(0, 1), y.clone()
         if len(x) == 0:
             return x
+        objective.expect(y)
         index = torch.arange(len(x)) if index is None else index.cpu()
         size = batch_size or _chunk(x)
         parts = zip(x.split(size), y.split(size), index.split(size), strict=True)
         attacked = torch.cat([attack(*part) for part in parts])
-        objective.finish()
+        objective.finish(attacked)
     return attacked
 
 
@@ -232,8 +255,8 @@ def _chunk(x: Tensor) -> int:
 
 
 def _warn_if_probabilities(logits: Tensor) -> None:
-    sums = logits.detach().sum(1)
-    if len(sums) and bool((logits >= 0).all() & ((sums - 1).abs() < 1e-3).all()):
+    sums = logits.detach().sum(1)  # in bf16 each term is rounded by up to 0.4 %
+    if len(sums) and bool((logits >= 0).all() & ((sums - 1).abs() < 1e-2).all()):
         warn(
             "model: its outputs look like probabilities (none negative, each row sums to 1). "
             "Attacks need logits: where a softmax is sure of itself its outputs hardly move, "
@@ -243,7 +266,8 @@ def _warn_if_probabilities(logits: Tensor) -> None:
         )
 
 
-def _check_classes(logits: Tensor, least: int, loss: str) -> None:
+def check_classes(logits: Tensor, least: int, loss: str) -> None:
+    """Raise ``ValueError`` if a loss that looks at ``least`` classes cannot."""
     if logits.shape[1] < least:
         raise ValueError(f"loss: {loss!r} needs {least} classes, the model has {logits.shape[1]}")
 

@@ -87,7 +87,7 @@ def test_an_image_alone_is_attacked_as_in_its_batch(problem, data):
 @given(
     st.integers(0, 2**31),
     st.sampled_from(NORMS),
-    st.sampled_from(["bim", "pgd", "apgd"]),
+    st.sampled_from(["bim", "apgd"]),
     st.floats(0.01, 0.5),
 )
 def test_no_gradient_attack_lowers_the_loss(seed, norm, name, eps):
@@ -96,9 +96,7 @@ def test_no_gradient_attack_lowers_the_loss(seed, norm, name, eps):
     x = torch.rand(20, 1, 6, 6, generator=generator, dtype=torch.float64)
     model = Bumpy(36, 5, generator).double()
     y = model(x).argmax(1)
-    options = {"random_start": False} if name == "pgd" else {}
-    options |= {"restarts": 1} if name == "pgd" else {}
-    adversarial = call(name, model, x, y, eps=eps, norm=norm, **options)
+    adversarial = call(name, model, x, y, eps=eps, norm=norm)
     with torch.no_grad():
         before, after = (
             nn.functional.cross_entropy(model(z), y, reduction="none") for z in (x, adversarial)
@@ -107,3 +105,54 @@ def test_no_gradient_attack_lowers_the_loss(seed, norm, name, eps):
         assert after.mean() >= before.mean()
     else:
         assert (after >= before - 1e-12).all()
+
+
+BUDGETS = {  # what makes each of them stronger
+    "bim": ("steps", 4, 16),
+    "pgd": ("restarts", 1, 4),
+    "apgd": ("steps", 6, 24),
+    "square": ("queries", 10, 80),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(NORMS),
+    st.sampled_from(list(BUDGETS)),
+    st.booleans(),
+    st.floats(0.02, 0.2),
+)
+def test_more_of_anything_never_leaves_more_standing(seed, norm, name, early_stop, eps):
+    """A larger ε, more steps, restarts or queries; within the error of 80 images."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(80, 1, 6, 6, generator=generator, dtype=torch.float64)
+    model = Bumpy(36, 5, generator).double()
+    y = model(x).argmax(1)
+    eps = eps if norm == "linf" else 4 * eps
+    option, few, many = BUDGETS[name]
+    options = {} if name == "square" else {"early_stop": early_stop}
+
+    def standing(eps, budget):
+        made = call(name, model, x, y, eps=eps, norm=norm, **{option: budget}, **options)
+        return int((model(made).argmax(1) == y).sum())
+
+    least = standing(eps, few)
+    assert standing(eps, many) <= least + (0 if option == "restarts" else 4)
+    assert standing(1.5 * eps, few) <= least + 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(NORMS), st.floats(0.02, 0.2))
+def test_seeing_the_gradient_is_worth_more_than_asking(seed, norm, eps):
+    """White-box PGD beside as many queries of Square as it has passes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(80, 1, 6, 6, generator=generator, dtype=torch.float64)
+    model = Bumpy(36, 5, generator).double()
+    y = model(x).argmax(1)
+    eps = eps if norm == "linf" else 4 * eps
+    white, black = (
+        int((model(call(name, model, x, y, eps=eps, norm=norm, **o)).argmax(1) == y).sum())
+        for name, o in (("pgd", {"steps": 20}), ("square", {"queries": 100}))
+    )
+    assert white <= black + 2

@@ -86,6 +86,20 @@ def test_both_steps_of_rfgsm_together_cost_epsilon(linear, generator):
     assert 0.4 < lucky.double().mean() < 0.6
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_random_step_of_rfgsm_has_length_alpha(norm, linear, generator):
+    x, y = batch(generator, margin=0.3)
+    seen = []
+
+    def spy(z):
+        seen.append(z.detach().clone())
+        return linear(z)
+
+    attacks.rfgsm(lambda_module(spy), x, y, eps=0.2, alpha=0.05, norm=norm)
+    (moved,) = seen
+    torch.testing.assert_close(length(moved - x, norm), torch.full((64,), 0.05).to(x))
+
+
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_bim_on_a_linear_model_walks_straight_to_the_border(steps, linear, generator):
     x, y = batch(generator, classes=2, margin=0.3)
@@ -290,6 +304,30 @@ def test_images_in_half_precision_are_refused(linear, generator):
         attacks.pgd(linear, x.bfloat16(), y, eps=0.1)
 
 
+def test_draws_do_not_depend_on_torchs_defaults(linear, generator):
+    x, y = batch(generator)
+    expected = attacks.noise(linear, x, y, eps=0.1)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(
+            attacks.noise(linear, x, y, eps=0.1, index=torch.arange(64, device="cpu")), expected
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(("name", "norm"), BOTH)
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e20])
+def test_rounding_outside_the_range_and_huge_balls(name, norm, eps, linear, generator):
+    """The check lets pass what is a rounding error outside [0, 1]; the result is inside."""
+    x, y = batch(generator)
+    x[:, :, 0, :2] = torch.tensor([-5e-7, 1 + 5e-7])
+    adversarial = call(name, linear, x, y, eps=eps, norm=norm)
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_seeds(name, linear, generator):
     x, y = batch(generator)
@@ -372,6 +410,7 @@ def test_bad_input_is_named(name, linear, generator):
         (x[:, 0], "x: expected 4 dimensions"),
         ((x * 255).to(torch.uint8), "x: expected floating-point images"),
         (x.numpy(), "x: expected a tensor"),
+        (x[:, :, :0], "x: expected images of at least one pixel"),
     ):
         with pytest.raises(ValueError, match=message):
             call(name, linear, images, y, eps=0.1)

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from apudae import attacks, checkpoints, data
-from apudae.autoattack import _bump, _checkpoints, _share
-from apudae.norms import NORMS, length
+from apudae.autoattack import _bump, _checkpoints, _share, _two_squares
+from apudae.norms import NORMS, length, project
 
 
 class Hill(nn.Module):
@@ -46,6 +46,125 @@ def test_halved_steps_reach_a_top_that_a_fixed_step_jumps_over(norm, generator):
     assert length(found - top, norm).max() < 0.01
     fixed = attacks.pgd(hill, x, y, eps=0.3, norm=norm, loss="margin", steps=100, step_size=0.6)
     assert length(fixed - top, norm).min() > 5 * length(found - top, norm).max()
+
+
+class Waves(nn.Module):
+    """Two classes; the margin is rugged, and too low for any image to fall."""
+
+    def __init__(self, pixels, generator):
+        super().__init__()
+        draw = {"generator": generator, "dtype": torch.float64}
+        self.inner = 6 * torch.randn(9, pixels, **draw) / pixels**0.5
+        self.outer = torch.randn(9, **draw)
+
+    def forward(self, x):
+        margin = torch.sin(x.flatten(1) @ self.inner.T) @ self.outer - 50
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def literal_apgd(model, x, z, *, eps, norm, steps):
+    """Algorithm 1 of Croce & Hein 2020 for one image, line by line; every iterate."""
+
+    def f(z):
+        z = z.clone().requires_grad_(True)
+        logits = model(z)[0]
+        value = logits[1] - logits[0]
+        return value.item(), torch.autograd.grad(value, z)[0]
+
+    def inside(z):
+        return project(z, x, eps, norm)
+
+    def step(z, gradient, size):
+        way = gradient.sign() if norm == "linf" else gradient / gradient.norm()
+        return inside(z + size * way)
+
+    w = sorted(_checkpoints(steps))
+    size, iterates, values = 2 * eps, [z], []
+    value, gradient = f(z)
+    values.append(value)
+    top, peak, peak_gradient = value, z, gradient
+    z_next = step(z, gradient, size)  # the first step has no momentum
+    before, z = z, z_next
+    rose, last, size_then, top_then = 0, 0, size, top
+    for k in range(1, steps + 1):
+        iterates.append(z)
+        new, gradient = f(z)
+        rose += new > value
+        value = new
+        if new > top:
+            top, peak, peak_gradient = new, z, gradient
+        if k in w:
+            first = rose < 0.75 * (k - last)
+            second = size == size_then and top == top_then
+            size_then, top_then, last, rose = size, top, k, 0
+            if first or second:
+                size, z, gradient = size / 2, peak, peak_gradient
+        straight = step(z, gradient, size)
+        z, before = inside(z + 0.75 * (straight - z) + 0.25 * (z - before)), z
+    return iterates
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_apgd_visits_the_points_of_the_algorithm(norm, generator):
+    x = torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.zeros(6, dtype=torch.int64)
+    model = Waves(16, generator)
+    seen = []
+
+    class Spying(nn.Module):
+        def forward(self, z):
+            seen.append(z.detach().clone())
+            return model(z)
+
+    eps = 0.2 if norm == "linf" else 0.6
+    attacks.apgd(Spying(), x, y, eps=eps, norm=norm, loss="margin", steps=30)
+    assert len(seen) == 31
+    visited = torch.stack(seen, 1)
+    for image in range(6):
+        one = x[image : image + 1]
+        start = visited[image, 0][None]
+        expected = torch.cat(literal_apgd(model, one, start, eps=eps, norm=norm, steps=30))
+        torch.testing.assert_close(visited[image], expected, rtol=0, atol=1e-6)
+
+
+def literal_two_squares(z, x, eps, luck, size):
+    """Square in L2 for one image, as in algorithm 3 and AutoAttack's code."""
+    change = z - x
+    channels, height, width = change.shape
+    corner = [int(luck[k] * max(n - size, 1)) for k, n in ((0, height), (1, width))]
+    other = [int(luck[k] * max(n - size, 1)) for k, n in ((2, height), (3, width))]
+    windows = []
+    for top, left in (corner, other):
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        mask[top : top + size, left : left + size] = True
+        windows.append(mask)
+    held = change[:, windows[0] | windows[1]].norm()
+    unused = max(eps**2 - change.norm() ** 2, 0) / channels
+    bump = _bump(size, x)
+    bump = bump.T if luck[4] < 0.5 else bump
+    new = change.clone()
+    new[:, windows[1]] = 0
+    for c in range(channels):
+        top, left = corner
+        old = change[c, top : top + size, left : left + size]
+        shape = (-1 if luck[5 + c] < 0.5 else 1) * bump
+        shape = shape + (old / old.norm() if old.norm() > 0 else 0)
+        shape = shape / shape.norm()
+        new[c, top : top + size, left : left + size] = shape * (held**2 + unused) ** 0.5
+    return x + eps * new / new.norm()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_squares_in_l2_move_the_length_of_one_into_the_shape_of_another(size, generator):
+    x = torch.rand(20, 3, 8, 9, generator=generator, dtype=torch.float64)
+    away = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    z = x + 0.4 * away / away.flatten(1).norm(dim=1)[:, None, None, None]
+    z[:5] = x[:5]  # no change yet
+    luck = torch.rand(20, 8, generator=generator)
+    moved = _two_squares(z, x, 0.5, luck, size)
+    for image in range(20):
+        expected = literal_two_squares(z[image], x[image], 0.5, luck[image].tolist(), size)
+        torch.testing.assert_close(moved[image], expected)
 
 
 def test_apgd_needs_no_step_size_where_pgd_does():
@@ -148,8 +267,8 @@ def test_square_asks_exactly_as_often_as_allowed_and_stays_inside(norm, linear, 
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_every_query_of_square_can_only_help(norm, linear, generator):
-    """The margin of what is kept never falls; more queries fell no fewer of the same images."""
+def test_queries_of_square_add_up(norm, linear, generator):
+    """From nearly nothing with one query to most images with 300."""
     model = type(linear)((2, 8, 8), 4, generator)
     x = torch.rand(200, 2, 8, 8, generator=generator, dtype=torch.float64)
     y = model(x).argmax(1)
@@ -204,5 +323,6 @@ def test_the_bump_has_length_one_and_two_opposite_hills(size):
     bump = _bump(size, torch.zeros((), dtype=torch.float64))
     assert bump.norm().item() == pytest.approx(1, abs=1e-6)
     if size > 1:
+        assert bump[: size // 2].norm() == pytest.approx(bump[size // 2 :].norm().item())
         assert (bump[: size // 2] > 0).all()
         assert (bump[size // 2 :] < 0).all()

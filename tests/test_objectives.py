@@ -1,7 +1,10 @@
+import copy
 import warnings
 
+import every_attack
 import pytest
 import torch
+from every_attack import ATTACKS, BOTH, call
 from torch import nn
 
 from apudae import attacks, objectives
@@ -90,16 +93,18 @@ class Softmax(nn.Module):
         return self.model(x).softmax(1)
 
 
-def test_probabilities_draw_a_warning_at_the_callers_line_and_are_indeed_weaker(generator):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).double()
-    x = torch.rand(60, 1, 4, 4, generator=generator, dtype=torch.float64)
-    y = model(x).argmax(1)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "noise"])
+def test_probabilities_draw_a_warning_at_the_callers_line(name, dtype, generator):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 7)).to(dtype)
+    x = torch.rand(20, 1, 6, 6, generator=generator)
+    y = model(x.to(dtype)).argmax(1)
     with pytest.warns(AttackWarning, match="outputs look like probabilities") as caught:
-        attacks.fgsm(Softmax(model), x, y, eps=0.1)
-    assert caught[0].filename == __file__
+        call(name, Softmax(model), x, y, eps=0.1, norm="l2")
+    assert caught[0].filename == every_attack.__file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        attacks.fgsm(model, x, y, eps=0.1)
+        call(name, model, x, y, eps=0.1, norm="l2")
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d(1), nn.Dropout(0.1), nn.Dropout2d(0.1)])
@@ -124,19 +129,71 @@ def test_models_are_fed_in_their_own_type(generator):
         assert logits_of(model, x).dtype == expected
 
 
-def test_a_nan_on_the_way_is_not_swallowed(linear, generator):
+class Before(nn.Module):
+    """Does something to the images before a linear layer."""
+
+    def __init__(self, change, linear):
+        super().__init__()
+        self.change, self.linear = change, linear
+
+    def forward(self, x):
+        return self.linear(self.change(x))
+
+
+USE_GRADIENTS = [(n, k) for n, k in BOTH if n not in ("noise", "square")]
+
+
+@pytest.mark.parametrize(("name", "norm"), USE_GRADIENTS)
+def test_a_nan_on_the_way_is_not_swallowed(name, norm, linear, generator):
     """The root's slope at 0 is infinite; times 0 it is NaN."""
     x = torch.rand(5, 1, 4, 4, generator=generator, dtype=torch.float64)
-    model = nn.Module()
-    model.forward = lambda z: linear(z) + 0 * (0 * z).sqrt().flatten(1).sum(1, keepdim=True)
-    with pytest.raises(ValueError, match="NaN in the loss or its gradient"):
-        attacks.pgd(model, x, torch.zeros(5, dtype=torch.int64), eps=0.1)
+    model = Before(lambda z: z + 0 * (0 * z).sqrt(), linear)
+    y = linear(x).argmax(1).detach()
+    with pytest.raises(ValueError, match="NaN or infinity in the loss or its gradient"):
+        call(name, model, x, y, eps=0.1, norm=norm)
 
 
-def test_a_model_cut_from_its_images_is_named(generator):
-    model = nn.Module()
-    weight = torch.randn(16, 3, generator=generator, dtype=torch.float64)
-    model.forward = lambda z: z.detach().flatten(1) @ weight
+@pytest.mark.parametrize("name", ["fgsm", "bim", "deepfool"])
+def test_an_infinite_slope_gives_an_error_or_images(name, linear, generator):
+    """A root as gamma correction, at a black pixel: no L2 direction, but in L∞ a sign."""
     x = torch.rand(5, 1, 4, 4, generator=generator, dtype=torch.float64)
-    with pytest.raises(ValueError, match="carry no gradient of the images"):
-        attacks.fgsm(model, x, torch.zeros(5, dtype=torch.int64), eps=0.1)
+    x[:, :, 0, 0] = 0
+    model = Before(torch.sqrt, linear)
+    y = model(x).argmax(1).detach()
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        call(name, model, x, y, eps=0.1, norm="l2")
+    if name != "deepfool":
+        assert call(name, model, x, y, eps=0.1).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "norm"), USE_GRADIENTS)
+def test_a_model_cut_from_its_images_is_named(name, norm, linear, generator):
+    x = torch.rand(5, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = linear(x).argmax(1).detach()
+    frozen = copy.deepcopy(linear).requires_grad_(False)
+    for inner in (linear, frozen):
+        with pytest.raises(ValueError, match="carry no gradient of the images"):
+            call(name, Before(torch.detach, inner), x, y, eps=0.1, norm=norm)
+
+
+@pytest.mark.parametrize(("name", "norm"), [pair for pair in BOTH if pair[0] != "noise"])
+def test_a_model_that_edits_its_input_is_refused(name, norm, generator):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double()
+    x = torch.rand(5, 1, 6, 6, generator=generator, dtype=torch.float64)
+    before = x.clone()
+    with pytest.raises((ValueError, RuntimeError), match=r"in place|in-place"):
+        call(
+            name, Before(lambda z: z.sub_(0.5), linear), x, torch.arange(5) % 3, eps=0.1, norm=norm
+        )
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(("name", "norm"), [pair for pair in BOTH if pair[0] != "noise"])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_a_label_too_large_is_named_wherever_it_stands(name, norm, eps, linear, generator):
+    x = torch.rand(12, 1, 6, 6, generator=generator, dtype=torch.float64)
+    linear = type(linear)((1, 6, 6), 3, generator)
+    y = torch.zeros(12, dtype=torch.int64)
+    y[-1] = 3
+    with pytest.raises(ValueError, match=r"y: expected labels in 0 \.\. 2, got"):
+        call(name, linear, x, y, eps=eps, norm=norm, batch_size=5)

@@ -89,13 +89,14 @@ def test_an_image_that_stands_is_returned_at_its_highest_loss(digits, model):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_standard_list_is_at_least_as_strong_as_its_members(norm, digits, model):
+def test_what_withstands_the_standard_list_withstands_each_of_its_members(norm, digits, model):
     x, y = (part[:40] for part in digits)
     eps = 0.1 if norm == "linf" else 1.5
     worst = attacks.suite(model, x, y, eps=eps, norm=norm)
     assert worst.names == ("clean", "PGD", "APGD-CE", "APGD-DLR", "Square")
-    pgd = model(attacks.pgd(model, x, y, eps=eps, norm=norm, early_stop=True)).argmax(1) == y
-    assert worst.standing.sum() <= pgd.sum()
+    for attack in attacks.standard().values():
+        alone = model(attack(model, x, y, eps=eps, norm=norm)).argmax(1) == y
+        assert (alone | ~worst.standing).double().mean() > 0.97  # one may fall by rounding
     assert length(worst.images - x, norm).max() <= eps + 1e-5
 
 
@@ -138,10 +139,38 @@ def test_options_that_were_fixed_stay_fixed(digits, model):
     assert length(worst.images - x).max() <= 0.01 + 1e-6
 
 
+def test_options_stay_fixed_also_for_attacks_that_take_any(digits, model):
+    x, y = (part[:5] for part in digits)
+    seen = {}
+
+    def spy(model, x, y, **options):
+        seen.update(options)
+        return x
+
+    attacks.suite(model, x, y, eps=0.1, seed=3, attacks={"spy": partial(spy, seed=7, eps=0.01)})
+    assert (seen["seed"], seen["eps"], seen["norm"]) == (7, 0.01, "linf")
+
+
+def test_images_of_another_type_or_with_a_graph_are_taken(digits, model):
+    x, y = (part[:5] for part in digits)
+    images = x.double().requires_grad_(True)
+    worst = attacks.suite(model, x, y, eps=0.1, attacks={"odd": lambda model, x, y: images * 1})
+    assert worst.images.dtype == x.dtype
+    assert not worst.images.requires_grad
+
+
+@pytest.mark.parametrize("attack", [attacks.cw, partial(attacks.cw, steps=5)])
+def test_cw_is_refused_where_epsilon_is_not_its_length(attack, digits, model):
+    x, y = (part[:5] for part in digits)
+    with pytest.raises(ValueError, match="attacks: 'short' knows L2 only"):
+        attacks.suite(model, x, y, eps=0.1, attacks={"short": attack})
+
+
 def test_empty_batches_and_empty_lists(digits, model):
     x, y = digits
     worst = attacks.suite(model, x[:0], y[:0], eps=0.1)
     assert worst.images.shape == x[:0].shape
     assert len(worst.standing) == 0
+    assert worst.names == ("clean", "PGD", "APGD-CE", "APGD-DLR", "Square")
     with pytest.raises(ValueError, match="attacks: expected at least one"):
         attacks.suite(model, x, y, eps=0.1, attacks={})
