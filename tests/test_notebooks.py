@@ -66,49 +66,57 @@ def chapter_2():
     return shown_in_full(GRADIENTS)
 
 
-def same(first, second, share=1.0):
-    """Equal pixels, but for the few images that a sign of a rounding error turned round."""
-    agree = (first - second).flatten(1).abs().amax(1) < 1e-4
-    assert agree.double().mean() >= share
+@pytest.fixture
+def exact(digits):
+    """In float64: the sign of a rounding error would turn an image round in float32."""
+    x, y = digits
+    return checkpoints.load("mnist-cnn").double(), x.double(), y
+
+
+def same(first, second):
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_chapter_2_shows_the_packages_fgsm_bim_and_pgd(norm, digits, chapter_2):
-    x, y = digits
-    model, eps = checkpoints.load("mnist-cnn"), 0.1 if norm == "linf" else 1.5
+def test_chapter_2_shows_the_packages_fgsm_bim_and_pgd(norm, exact, chapter_2):
+    model, x, y = exact
+    eps = 0.1 if norm == "linf" else 1.5
     ours = attacks.fgsm(model, x, y, eps=eps, norm=norm)
     same(chapter_2["fgsm"](model, x, y, eps=eps, norm=norm), ours)
     ours = attacks.bim(model, x, y, eps=eps, norm=norm, steps=7)
-    same(chapter_2["bim"](model, x, y, eps=eps, norm=norm, steps=7), ours, 0.8)
+    same(chapter_2["bim"](model, x, y, eps=eps, norm=norm, steps=7), ours)
     start = norms.in_ball(x, eps, norm, torch.arange(len(x)), 3)
     ours = attacks.pgd(model, x, y, eps=eps, norm=norm, steps=7, seed=3)
-    shown = chapter_2["pgd"](model, x, y, eps=eps, norm=norm, steps=7, start=start)
-    same(shown, ours, 0.8)
+    same(chapter_2["pgd"](model, x, y, eps=eps, norm=norm, steps=7, start=start), ours)
 
 
-def test_chapter_2_shows_the_packages_rfgsm(digits, chapter_2):
-    x, y = digits
-    model = checkpoints.load("mnist-cnn")
+def test_chapter_2_shows_the_packages_rfgsm(exact, chapter_2):
+    model, x, y = exact
     draws = norms.uniforms(tuple(x.shape[1:]), torch.arange(len(x)), 3, 0, device=x.device)
     signs = (draws - 0.5).sign()
     shown = chapter_2["rfgsm"](model, x, y, eps=0.1, alpha=0.04, random_signs=signs)
     same(shown, attacks.rfgsm(model, x, y, eps=0.1, alpha=0.04, seed=3))
 
 
-def test_chapter_2_shows_the_packages_apgd(digits, chapter_2):
-    """At an ε where nothing falls, both return the point of the highest loss."""
-    x, y = digits
-    model = checkpoints.load("mnist-cnn")
+@pytest.mark.parametrize("eps", [0.01, 0.1])
+def test_chapter_2_shows_the_packages_apgd(eps, exact, chapter_2):
+    """Where nothing falls, both return the point of the highest loss."""
+    model, x, y = exact
     assert chapter_2["checkpoints_of"](100) == autoattack._checkpoints(100)
-    start = norms.in_ball(x, 0.01, "linf", torch.arange(len(x)), 3)
-    shown = chapter_2["apgd"](model, x, y, eps=0.01, steps=30, start=start)
-    same(shown, attacks.apgd(model, x, y, eps=0.01, steps=30, seed=3), 0.8)
+    start = norms.in_ball(x, eps, "linf", torch.arange(len(x)), 3)
+    shown = chapter_2["apgd"](model, x, y, eps=eps, steps=30, start=start)
+    ours = attacks.apgd(model, x, y, eps=eps, steps=30, seed=3)
+    # The package prefers a misread point to a higher loss; of an image that falls, the two agree.
+    with torch.no_grad():
+        fell = [model(z).argmax(1) != y for z in (shown, ours)]
+    agree = fell[0] == fell[1]
+    assert agree.all() if eps < 0.1 else agree.double().mean() > 0.8
+    same(shown[agree], ours[agree])
 
 
-def test_chapter_2_shows_the_packages_deepfool(digits, chapter_2):
-    x, y = digits
-    model = checkpoints.load("mnist-cnn")
-    same(chapter_2["deepfool"](model, x, y), attacks.deepfool(model, x, y), 0.8)
+def test_chapter_2_shows_the_packages_deepfool(exact, chapter_2):
+    model, x, y = exact
+    same(chapter_2["deepfool"](model, x, y), attacks.deepfool(model, x, y))
 
 
 def test_chapter_2_shows_the_packages_cw(digits, chapter_2):
@@ -116,16 +124,16 @@ def test_chapter_2_shows_the_packages_cw(digits, chapter_2):
     model = checkpoints.load("mnist-cnn")
     right = model(x).argmax(1) == y
     x, y = x[right], y[right]
-    options = {"steps": 60, "searches": 5, "step_size": 0.05}  # where neither is cut short
+    options = {"steps": 60, "searches": 5, "step_size": 0.05}
     ours = norms.length(attacks.cw(model, x, y, **options) - x, "l2")
     shown = norms.length(chapter_2["cw"](model, x, y, **options) - x, "l2")
-    torch.testing.assert_close(shown.median(), ours.median(), rtol=0.05, atol=0)
+    # The package cuts runs short; of 400 digits that changes about one in four.
+    torch.testing.assert_close((shown / ours).median().item(), 1.0, rtol=1e-3, atol=0)
 
 
-def test_chapter_2_shows_the_packages_square(digits, chapter_2):
-    x, y = digits
-    model, keys = checkpoints.load("mnist-cnn"), torch.arange(len(digits[0]))
-    device = x.device
+def test_chapter_2_shows_the_packages_square(exact, chapter_2):
+    model, x, y = exact
+    keys, device = torch.arange(len(x)), x.device
     stripes = norms.uniforms((1, 28, 28), keys, 3, 0, device=device)[:, :, :1]
     stripes = 1 - 2 * (stripes < 0.5).float()
     luck = norms.uniforms((autoattack._BLOCK, 6), keys, 3, 1, device=device)
