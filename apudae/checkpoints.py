@@ -10,15 +10,17 @@ architecture it is, how it was trained and what was measured::
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from .data import verify
 from .models import MODELS, build
@@ -59,16 +61,7 @@ def load(
     verify(path, entry["sha256"])
     model = build(entry["architecture"], **entry["options"])
     weights = load_file(path)
-    expected = model.state_dict()
-    for key in sorted(expected.keys() | weights.keys()):
-        ours, theirs = (
-            list(part[key].shape) if key in part else "nothing" for part in (expected, weights)
-        )
-        if ours != theirs:
-            raise ValueError(
-                f"{path} does not fit {entry['architecture']}: {key} is {theirs} in the file, "
-                f"{ours} in the model"
-            )
+    check_fits(model.state_dict(), weights, path, entry["architecture"])
     model.load_state_dict(weights)  # copies, and so widens float16 to the model's float32
     return model.eval().requires_grad_(False).to(device)
 
@@ -123,6 +116,28 @@ def save(
     if old != path.name:
         (folder / old).unlink(missing_ok=True)
     return path
+
+
+def check_fits(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path, what: str
+) -> None:
+    """Raise ``ValueError`` unless both hold the same entries; the first that differs is named."""
+    for key in sorted(expected.keys() | found.keys()):
+        ours, theirs = (
+            list(part[key].shape) if key in part else "nothing" for part in (expected, found)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"{path} does not fit {what}: {key} is {theirs} in the file, {ours} in the model"
+            )
+
+
+def write_torch(path: Path, state: dict[str, Any]) -> None:
+    """``torch.save`` to a temporary neighbour, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_aside(path, content.getvalue())
 
 
 def write_aside(path: Path, content: bytes) -> None:

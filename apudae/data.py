@@ -1,18 +1,27 @@
 """Images by name: ``load("mnist", "test")`` -> images ``[N, C, H, W]`` in [0, 1], labels ``[N]``.
 
-Two profiles. ``quick`` is a sample of 5,000 real digits that travels with the package; ``full``
-is the whole data set, found on disk or downloaded. The 1,000 validation and 1,000 test digits of
-the sample are MNIST *training* digits, so they are taken out of the full training split: no model
-trained with this module has seen them, whatever the profile.
+MNIST has two profiles. ``quick`` is a sample of 5,000 real digits that travels with the package;
+``full`` is the whole data set, found on disk or downloaded. The 1,000 validation and 1,000 test
+digits of the sample are MNIST *training* digits, so they are taken out of the full training split:
+no model trained with this module has seen them, whatever the profile. Of CIFAR-10's 50,000 training
+images, 5,000 are held out for validation in the same way.
+
+``"cifar10-jpeg"`` is **not** CIFAR-10, but a copy of it whose images were stored as JPEG files
+(quality 75), in another order. That removes fine detail and favours purifiers, so its results are
+named "CIFAR-10 (JPEG copy)" wherever they stand.
+
+Sets too large for memory are streamed: see :mod:`apudae.batches`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +42,21 @@ SHA256 = {
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "cifar10_jpeg.npz": "32674ba93de041a5f0eac7c3eb27f7c50a34dc402eb08fe528010a8cc6e609eb",
 }
 _MNIST_FILES = tuple(name for name in SHA256 if name.endswith("-ubyte"))
+_CIFAR_FILES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta")
+
+# What a table calls a set.
+TITLES = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
+}
 
 
 class Split(NamedTuple):
-    """Images float32 ``[N, C, H, W]`` in [0, 1] and labels int64 ``[N]``."""
+    """Images ``[N, C, H, W]``, float32 in [0, 1] or uint8, and labels int64 ``[N]``."""
 
     images: Tensor
     labels: Tensor
@@ -55,24 +73,31 @@ def load(
     profile: str | None = None,
     root: str | Path | None = None,
     download: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Split:
-    """Load one split of a data set.
+    """Load one split of a data set into memory.
 
-    ==========  ===================  =========================================
-    ``mnist``   ``quick`` (bundled)  ``full``
-    ==========  ===================  =========================================
-    train       3,000 digits         58,000: all but the 2,000 held-out digits
-    validation  1,000 digits         the same 1,000
-    test        1,000 digits         the 10,000 official test digits
-    ==========  ===================  =========================================
+    ==========  ====================  =============================  ===============
+    split       ``mnist``, ``quick``  ``mnist``, ``full``            ``cifar10``
+    ==========  ====================  =============================  ===============
+    train       3,000 digits          58,000: all but the held-out   45,000 images
+    validation  1,000 digits          the same 1,000                 the other 5,000
+    test        1,000 digits          the 10,000 official digits     10,000
+    ==========  ====================  =============================  ===============
+
+    The original CIFAR-10 is fetched through torchvision. Its home is slow; name another address of
+    ``cifar-10-python.tar.gz`` in ``$APUDAE_CIFAR10_URL``. The JPEG copy is read from
+    ``<root>/cifar10_jpeg/cifar10_jpeg.npz`` and never downloaded.
 
     Args:
-        name: ``"mnist"``.
+        name: ``"mnist"``, ``"cifar10"`` or ``"cifar10-jpeg"``.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        profile: ``"quick"`` or ``"full"``; by default ``$APUDAE_PROFILE``, else ``"quick"``.
+        profile: ``"quick"`` or ``"full"``; by default ``$APUDAE_PROFILE``, else ``"quick"``. Only
+            MNIST has both.
         root: where to look for full data sets first; by default ``$APUDAE_DATA``. Then the
             user's cache (``$XDG_CACHE_HOME/apudae``, else ``~/.cache/apudae``) is searched.
         download: fetch a missing full data set into the cache, with a progress bar.
+        dtype: ``torch.float32``, or ``torch.uint8`` for training: a quarter of the memory.
 
     Raises:
         ValueError: unknown name, split or profile; the message lists the known ones.
@@ -87,7 +112,13 @@ def load(
     ):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
-    return _LOADERS[name](split, profile, root, download)
+    if dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f"dtype: expected torch.float32 or torch.uint8, got {dtype}")
+    images, labels = _LOADERS[name](split, profile, root, download)
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    if dtype == torch.float32:
+        pixels = pixels.float().div_(255)
+    return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
 
 
 def sample_index(split: str) -> np.ndarray:
@@ -98,7 +129,9 @@ def sample_index(split: str) -> np.ndarray:
 
 def fingerprint(images: Tensor) -> str:
     """SHA-256 of the images' 8-bit pixels, in order: what a record says it was measured on."""
-    pixels = (images * 255).round().to(torch.uint8).cpu().contiguous()
+    if images.dtype != torch.uint8:
+        images = (images * 255).round().to(torch.uint8)
+    pixels = images.cpu().contiguous()
     return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
 
 
@@ -112,23 +145,21 @@ def verify(path: Path, expected: str) -> None:
         raise RuntimeError(f"{path} is damaged: SHA-256 is {found}, expected {expected}")
 
 
-def _to_split(images: np.ndarray, labels: np.ndarray) -> Split:
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1)
-    return Split(pixels.float().div_(255), torch.from_numpy(labels.astype(np.int64)))
-
-
 def _open_sample() -> np.lib.npyio.NpzFile:
     verify(SAMPLE, SHA256[SAMPLE.name])
     return np.load(SAMPLE)
 
 
-def _load_mnist(split: str, profile: str, root: str | Path | None, download: bool) -> Split:
+Pixels = tuple[np.ndarray, np.ndarray]
+
+
+def _load_mnist(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
     if profile == "quick" or split == "validation":
         with _open_sample() as sample:
-            return _to_split(sample[f"{split}_images"], sample[f"{split}_labels"])
+            return sample[f"{split}_images"][:, None], sample[f"{split}_labels"]
     from torchvision.datasets import MNIST  # slow to import, and only the full profile needs it
 
-    folder = _find_mnist(root, download)
+    folder = _find("MNIST", "MNIST/raw", _MNIST_FILES, root, download, MNIST)
     for name in _MNIST_FILES:
         verify(folder / "MNIST" / "raw" / name, SHA256[name])
     whole = MNIST(folder, train=split == "train", download=False)
@@ -137,52 +168,102 @@ def _load_mnist(split: str, profile: str, root: str | Path | None, download: boo
         keep = np.ones(len(images), dtype=bool)
         keep[sample_index("validation")] = keep[sample_index("test")] = False
         images, labels = images[keep], labels[keep]
-    return _to_split(images, labels)
+    return images[:, None], labels
+
+
+def _load_cifar10(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    from torchvision.datasets import CIFAR10
+
+    address = os.environ.get("APUDAE_CIFAR10_URL", CIFAR10.url)
+    source = type("CIFAR10", (CIFAR10,), {"url": address})
+    folder = _find("CIFAR-10", CIFAR10.base_folder, _CIFAR_FILES, root, download, source)
+    whole = CIFAR10(folder, train=split != "test", download=False)  # checks its MD5 sums
+    images, labels = whole.data.transpose(0, 3, 1, 2), np.array(whole.targets)
+    return _held_out(images, labels, split)
+
+
+def _load_cifar10_jpeg(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    from PIL import Image
+
+    given = root or os.environ.get("APUDAE_DATA")
+    path = Path(given or _cache()).expanduser() / "cifar10_jpeg" / "cifar10_jpeg.npz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the JPEG copy of CIFAR-10 is not on this machine: looked for {path}. Set APUDAE_DATA "
+            "to the folder that holds cifar10_jpeg/, or use 'cifar10', the original."
+        )
+    verify(path, SHA256[path.name])
+    with np.load(path) as stored:
+        jpeg, offset = stored["jpeg"].tobytes(), stored["offset"]
+        chosen = np.flatnonzero(stored["is_test"] == (split == "test"))
+        labels = stored["label"][chosen]
+    files = (io.BytesIO(jpeg[offset[k] : offset[k + 1]]) for k in chosen)
+    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return _held_out(images.transpose(0, 3, 1, 2), labels, split)
+
+
+def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> Pixels:
+    """Of training images a tenth, the same ones each time, is the validation split."""
+    if split == "test":
+        return images, labels
+    order = np.random.RandomState(0).permutation(len(images))
+    chosen = order[: len(images) // 10] if split == "validation" else order[len(images) // 10 :]
+    return images[chosen], labels[chosen]
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apudae"
 
 
-def _find_mnist(root: str | Path | None, download: bool) -> Path:
-    """The folder that holds ``MNIST/raw``; downloaded into the cache if need be."""
+def _find(
+    title: str,
+    folder: str,
+    files: tuple[str, ...],
+    root: str | Path | None,
+    download: bool,
+    source: Callable[..., object],
+) -> Path:
+    """The root that holds ``folder`` with all ``files``; downloaded into the cache if need be."""
     given = root or os.environ.get("APUDAE_DATA")
     candidates = [Path(given).expanduser()] if given else []
     candidates.append(_cache())
-    for folder in candidates:
-        if all((folder / "MNIST" / "raw" / name).is_file() for name in _MNIST_FILES):
-            return folder
-        if given and folder == candidates[0]:
-            warnings.warn(f"{folder} holds no MNIST/raw; looking in {_cache()}", stacklevel=4)
+    for candidate in candidates:
+        if all((candidate / folder / name).is_file() for name in files):
+            return candidate
+        if given and candidate == candidates[0]:
+            warnings.warn(f"{candidate} holds no {folder}; looking in {_cache()}", stacklevel=4)
     reason = "downloading was switched off"
     if download:
         try:
-            return _download_mnist(_cache())
+            return _download(source, Path(folder).parts[0], _cache())
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             reason = f"the download failed ({error})"
-    looked = ", ".join(str(folder / "MNIST" / "raw") for folder in candidates)
+    looked = ", ".join(str(candidate / folder) for candidate in candidates)
+    hint = " or use profile='quick', which needs no download." if title == "MNIST" else ""
     raise FileNotFoundError(
-        f"the full MNIST data set is not on this machine: looked in {looked}; {reason}. "
-        f"Put its four unpacked files ({', '.join(_MNIST_FILES)}) in a folder <root>/MNIST/raw and "
-        "set APUDAE_DATA=<root>, or use profile='quick', which needs no download."
+        f"the full {title} data set is not on this machine: looked in {looked}; {reason}. "
+        f"Put its unpacked files ({', '.join(files)}) in a folder <root>/{folder} and "
+        f"set APUDAE_DATA=<root>,{hint}".rstrip(",")
     )
 
 
-def _download_mnist(cache: Path) -> Path:
+def _download(source: Callable[..., object], folder: str, cache: Path) -> Path:
     """Download aside, verify, then move into place: an interrupted run leaves nothing behind."""
-    from torchvision.datasets import MNIST
-
     cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".mnist-", dir=cache))
+    aside = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
     try:
-        MNIST(aside, download=True)
-        for archive in (aside / "MNIST" / "raw").glob("*.gz"):
+        source(aside, download=True)
+        for archive in aside.rglob("*.gz"):
             archive.unlink()
-        shutil.rmtree(cache / "MNIST", ignore_errors=True)  # an incomplete older copy
-        (aside / "MNIST").rename(cache / "MNIST")
+        shutil.rmtree(cache / folder, ignore_errors=True)  # an incomplete older copy
+        (aside / folder).rename(cache / folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return cache
 
 
-_LOADERS = {"mnist": _load_mnist}
+_LOADERS = {
+    "mnist": _load_mnist,
+    "cifar10": _load_cifar10,
+    "cifar10-jpeg": _load_cifar10_jpeg,
+}

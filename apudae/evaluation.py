@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
+from . import parallel
 from .checks import check_count, check_images, check_labels, check_logits, evaluating, logits_of
 
 
@@ -44,6 +45,8 @@ class Accuracy:
 def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Tensor:
     """Which images the model gets right: bool ``[N]``, in evaluation mode, mode restored.
 
+    Several processes share the images, and each gets all the answers.
+
     Args:
         model: images -> logits.
         x: images ``[N, C, H, W]`` in [0, 1].
@@ -53,14 +56,14 @@ def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -
     check_images(x)
     check_labels(y, len(x))
     check_count(batch_size, "batch_size")
-    right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    right = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     with evaluating(model):
-        for start in range(0, len(x), batch_size):
+        for start in range(parallel.rank() * batch_size, len(x), parallel.world() * batch_size):
             part = slice(start, start + batch_size)
             logits = logits_of(model, x[part])
             check_logits(logits, y[part])
-            right[part] = logits.argmax(1) == y[part]
-    return right
+            right[part] = (logits.argmax(1) == y[part]).int()
+    return parallel.total(right).bool()
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Accuracy:
@@ -115,3 +118,60 @@ def paired_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95
         difference - reach(b.percent - low_b, high_a - a.percent),
         difference + reach(high_b - b.percent, a.percent - low_a),
     )
+
+
+def roc(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
+    """A detector that flags high scores: false alarms and detections at every threshold.
+
+    Args:
+        clean: scores of clean images ``[N]``.
+        attacked: scores of attacked images ``[M]``.
+
+    Returns:
+        Shares in [0, 1] of the clean and of the attacked images at or above each threshold, from
+        (0, 0) to (1, 1).
+    """
+    thresholds = torch.cat([clean, attacked]).unique().flip(0)
+    shares = [
+        torch.searchsorted(-scores.sort(descending=True).values, -thresholds, right=True)
+        / len(scores)
+        for scores in (clean.contiguous(), attacked.contiguous())
+    ]
+    false, true = (torch.cat([share.new_zeros(1), share]) for share in shares)
+    return false, true
+
+
+@dataclass(frozen=True)
+class Auc:
+    """Area under a ROC curve with its interval, in percent; prints as ``95.3 % [94.4, 96.1]``."""
+
+    percent: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.percent:.1f} % [{self.low:.1f}, {self.high:.1f}]"
+
+
+def auc(clean: Tensor, attacked: Tensor, *, confidence: float = 0.95) -> Auc:
+    """How often an attacked image scores higher than a clean one, ties counted half.
+
+    The interval is DeLong's (1988), on the logit scale so that it stays below 100 %. It takes the
+    clean and the attacked images as two samples; of the same images under attack it is a little
+    wide.
+
+    Raises:
+        ValueError: fewer than two scores of either kind.
+    """
+    check_count(len(clean), "number of clean scores", minimum=2)
+    check_count(len(attacked), "number of attacked scores", minimum=2)
+    clean, attacked = clean.double(), attacked.double()
+    wins = (attacked[:, None] > clean).double() + 0.5 * (attacked[:, None] == clean)
+    area = wins.mean().item()
+    variance = (wins.mean(1).var() / len(attacked) + wins.mean(0).var() / len(clean)).item()
+    if not 0 < area < 1:
+        return Auc(100 * area, 100 * area, 100 * area)
+    reach = float(norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance) / (area * (1 - area))
+    centre = math.log(area / (1 - area))
+    low, high = (100 / (1 + math.exp(-(centre + side * reach))) for side in (-1, 1))
+    return Auc(100 * area, low, high)

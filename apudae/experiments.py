@@ -4,6 +4,11 @@
 noise level and the adaptive purifier's steps on the 1,000 *validation* digits, stores the chosen
 weights in ``apudae/weights/`` and everything measured in ``apudae/results/mnist_selection.json``.
 About half an hour on two CPU cores; a GPU is used if there is one.
+
+``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
+in ``apudae/results/gpu_training.json``. What is stored already is not run again.
+
+``status`` lists the weights, records and GPU figures that exist and those that are missing.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +73,7 @@ def mnist_weights(root: Path | None, folder: Path, results: Path) -> None:
     with tempfile.TemporaryDirectory() as aside:
         for sigma in SIGMAS:
             dae = models.build("mnist-dae")
-            training.fit(dae, *train, objective=training.denoising(sigma), **DAE_TRAINING)
+            training.fit(dae, *train, task=training.denoising(sigma), **DAE_TRAINING)
             daes[sigma] = dae
             # Measured as it would be shipped, rounded to half precision.
             stored = store("mnist-dae", dae, Path(aside), None, training={}).to(device)
@@ -111,6 +117,89 @@ def mnist_weights(root: Path | None, folder: Path, results: Path) -> None:
     print(records.save("mnist_selection", record, device=device, folder=results))
 
 
+# What one GPU is to train: model, data, the options of training.fit, and the seconds it may take.
+_DAE = {"task": "denoising", "optimizer": "adamw", "lr": 3e-3}
+_CIFAR = {"data": "cifar10-jpeg", "augment": True, "batch_size": 512, "ema": 0.995}
+_COMMAND = "python -m apudae.experiments"
+GPU_RUNS: dict[str, dict[str, Any]] = {
+    "MNIST classifier": {"model": "mnist-cnn", "data": "mnist", "seconds": 20}
+    | CLASSIFIER_TRAINING
+    | {"batch_size": 512, "lr": 4e-3},
+    "MNIST DAE": {"model": "mnist-dae", "data": "mnist", "seconds": 20, "sigma": 0.3}
+    | DAE_TRAINING
+    | _DAE
+    | {"batch_size": 512},
+    "CIFAR-10 classifier": {"model": "cifar10-resnet", "seconds": 60, "epochs": 30}
+    | {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4}
+    | _CIFAR,
+    "REDNet-30": {"model": "rednet", "seconds": 300, "epochs": 20, "sigma": (0.02, 0.2)}
+    | _DAE
+    | _CIFAR
+    | {"lr": 1e-3},
+}
+
+
+def gpu_training(root: Path | None, results: Path, *, device: str = "cuda") -> None:
+    """Train each of :data:`GPU_RUNS` that the record lacks; store time and quality after each.
+
+    Raises:
+        RuntimeError: there is no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("gpu-training needs a GPU, and torch finds none on this machine")
+    done = _gpu_runs(results)
+    for name, recipe in GPU_RUNS.items():
+        if name in done:
+            continue
+        options = dict(recipe)
+        model = models.build(options.pop("model")).to(device)
+        source, limit = options.pop("data"), options.pop("seconds")
+        load = {"profile": "full", "root": root, "dtype": torch.uint8}
+        train, test = (data.load(source, split, **load) for split in ("train", "test"))
+        denoises = options.pop("task", None) == "denoising"
+        task = training.denoising(options.pop("sigma")) if denoises else training.classification
+        start = time.perf_counter()
+        training.fit(model, *train, task=task, device=device, **options)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        row = {"data": data.TITLES[source], "seconds": time.perf_counter() - start, "limit": limit}
+        if denoises:
+            row["mse"] = training.measure(model, *test, task, device=device)
+        else:
+            images = test.images.to(device).float().div_(255)
+            found = evaluation.accuracy(model, images, test.labels.to(device))
+            row |= {"correct": found.correct, "n": found.n}
+        done[name] = row
+        print(name, row, flush=True)
+        records.save("gpu_training", {"runs": done}, device=device, folder=results)
+
+
+def _gpu_runs(results: Path) -> dict[str, Any]:
+    if "gpu_training" not in records.names(results):
+        return {}
+    return records.load("gpu_training", results)["runs"]
+
+
+def status(folder: Path, results: Path) -> list[tuple[str, str, str]]:
+    """What there is and what is missing: rows of kind, name, and state or the command to run."""
+    rows = []
+    missing = f"missing: {_COMMAND} mnist-weights"
+    for name in ("mnist-cnn", "mnist-dae"):
+        there = name in checkpoints.names(folder)
+        rows.append(("weights", name, "there" if there else missing))
+    state = missing
+    if "mnist_selection" in records.names(results):
+        state = f"there, {records.load('mnist_selection', results)['made']['device']}"
+    rows.append(("record", "mnist_selection", state))
+    done = _gpu_runs(results)
+    for name in GPU_RUNS:
+        state = f"not measured: {_COMMAND} gpu-training, on a GPU"
+        if name in done:
+            state = f"{done[name]['seconds']:.1f} s, wanted at most {done[name]['limit']} s"
+        rows.append(("GPU figure", name, state))
+    return rows
+
+
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The choice, a rule fixed before looking.
 
@@ -149,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=["mnist-weights"], help="which run")
+    runs = ["mnist-weights", "gpu-training", "status"]
+    parser.add_argument("name", choices=runs, help="which run")
     parser.add_argument("--root", type=Path, help="folder of the data (default: $APUDAE_DATA)")
     parser.add_argument(
         "--weights",
@@ -166,7 +256,16 @@ def main(argv: list[str] | None = None) -> None:
         help="where records go (default: the package's own)",
     )
     args = parser.parse_args(argv)
-    mnist_weights(args.root, args.weights, args.results)
+    if args.name == "mnist-weights":
+        mnist_weights(args.root, args.weights, args.results)
+    elif args.name == "gpu-training":
+        try:
+            gpu_training(args.root, args.results)
+        except (FileNotFoundError, RuntimeError) as error:
+            sys.exit(f"error: {error}")
+    else:
+        for kind, name, state in status(args.weights, args.results):
+            print(f"{kind:12}{name:22}{state}")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,50 @@ def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Pictur
     return figure
 
 
+def roc(lines: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
+    """Detections against false alarms, from :func:`apudae.evaluation.roc`."""
+    figure = Picture(figsize=(4.6, 3.8), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 100], [0, 100], color="#999999", lw=1)
+    for k, (name, (false, true)) in enumerate(lines.items()):
+        colour, style, _ = _LINES[k % len(_LINES)]
+        x, y = (100 * part for part in (false, true))
+        ax.plot(x, y, color=colour, ls=style, lw=1.8, label=name)
+    ax.set(xlabel="false alarms on clean images (%)", ylabel="attacked images found (%)")
+    _tidy(ax)
+    return figure
+
+
+def field(
+    density: Tensor,
+    *,
+    arrows: tuple[Tensor, Tensor] | None = None,
+    paths: Mapping[str, Tensor] | None = None,
+) -> Picture:
+    """The square [0, 1]², shaded where images are likely, with arrows or paths on it.
+
+    Args:
+        density: ``[R, R]``, any scale; the first row is the lowest.
+        arrows: positions ``[K, 2]`` and directions ``[K, 2]``.
+        paths: name -> points ``[T, 2]``; the last one is marked.
+    """
+    figure = Picture(figsize=(4.6, 4.0), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(density, cmap="Greys", origin="lower", extent=(0, 1, 0, 1), alpha=0.6)
+    if arrows is not None:
+        places, ways = arrows
+        ax.quiver(*places.T.tolist(), *ways.T.tolist(), color=BLUE, angles="xy", width=0.004)
+    for k, (name, points) in enumerate((paths or {}).items()):
+        colour, style, marker = ((BLUE, "--", "s"), (RED, "-", "o"))[k % 2]
+        ax.plot(*points.T.tolist(), color=colour, ls=style, lw=1.6, label=name)
+        ax.plot(*points[0].tolist(), color=INK, marker="+", ms=9, mew=1.5)
+        ax.plot(*points[-1].tolist(), color=colour, marker=marker, ms=7)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="first pixel", ylabel="second pixel", aspect="equal")
+    if paths:
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def walk(
     classes: Tensor,
     *,

@@ -1,12 +1,15 @@
 import hashlib
+import os
+import pickle
 import socket
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from apudae import data
+from apudae import data, models
 
 
 def hashes(images):
@@ -164,3 +167,94 @@ def test_a_download_is_moved_into_place_when_complete(tmp_path, monkeypatch):
         data.load("mnist", "train", profile="full")
     assert [path.name for path in (tmp_path / "apudae").iterdir()] == ["MNIST"]
     assert not list((tmp_path / "apudae").rglob("*.gz"))
+
+
+@pytest.fixture(scope="module")
+def jpeg_copy():
+    root = Path(os.environ.get("APUDAE_DATA", "/nonexistent"))
+    if not (root / "cifar10_jpeg" / "cifar10_jpeg.npz").is_file():
+        pytest.skip("the JPEG copy of CIFAR-10 is not at hand")
+    load = {"root": root, "dtype": torch.uint8}
+    return {split: data.load("cifar10-jpeg", split, **load) for split in data.SPLITS}
+
+
+def test_the_jpeg_copy_is_split_without_overlap(jpeg_copy):
+    sizes = {split: len(part.images) for split, part in jpeg_copy.items()}
+    assert sizes == {"train": 45_000, "validation": 5_000, "test": 10_000}
+    seen = {}
+    for split, (x, y) in jpeg_copy.items():
+        assert x.shape[1:] == (3, 32, 32)
+        assert x.dtype == torch.uint8
+        assert y.bincount(minlength=10).min() > 0.08 * len(y)
+        seen[split] = {image.numpy().tobytes() for image in x}
+    assert not seen["validation"] & seen["test"]
+    # CIFAR-10 holds a few images twice in its own training set.
+    assert len(seen["train"] & seen["validation"]) < 10
+    mean = jpeg_copy["train"].images.float().mean((0, 2, 3)) / 255
+    assert (mean - torch.tensor(models.CIFAR10[0])).abs().max() < 0.01
+
+
+def test_the_jpeg_copy_is_named_as_such():
+    assert data.TITLES["cifar10-jpeg"] == "CIFAR-10 (JPEG copy)"
+
+
+def test_a_missing_jpeg_copy_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cifar10_jpeg\.npz. Set APUDAE_DATA"):
+        data.load("cifar10-jpeg", root=tmp_path)
+
+
+def tiny_cifar(root):
+    """Files in CIFAR-10's own format: each image is filled with its number."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for k, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
+        pixels = np.repeat(np.arange(10 * k, 10 * k + 10, dtype=np.uint8), 3072).reshape(10, 3072)
+        with (folder / name).open("wb") as file:
+            pickle.dump({"data": pixels, "labels": list(range(10))}, file)
+    with (folder / "batches.meta").open("wb") as file:
+        pickle.dump({"label_names": list("abcdefghij")}, file)
+
+
+def test_original_cifar_is_found_and_a_tenth_held_out(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    tiny_cifar(tmp_path)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(CIFAR10, "_load_meta", lambda self: None)
+    parts = {split: data.load("cifar10", split, root=tmp_path) for split in data.SPLITS}
+    numbers = {
+        split: (x[:, 0, 0, 0] * 255).round().int().tolist() for split, (x, _) in parts.items()
+    }
+    assert [len(numbers[split]) for split in data.SPLITS] == [45, 5, 10]
+    assert sorted(numbers["train"] + numbers["validation"]) == list(range(50))
+    assert numbers["test"] == list(range(50, 60))
+    for split, (x, y) in parts.items():
+        assert [number % 10 for number in numbers[split]] == y.tolist()
+        assert (x == x[:, :1, :1, :1]).all()
+
+
+def test_cifar_is_fetched_from_the_address_that_is_asked_for(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    asked = []
+
+    def refuse(self):
+        asked.append(self.url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(CIFAR10, "download", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("APUDAE_DATA", raising=False)
+    monkeypatch.setenv("APUDAE_CIFAR10_URL", "https://example.org/cifar.tar.gz")
+    with pytest.raises(FileNotFoundError, match="the full CIFAR-10 data set is not on this"):
+        data.load("cifar10")
+    assert asked == ["https://example.org/cifar.tar.gz"]
+
+
+def test_eight_bit_pixels_are_the_same_images():
+    whole, small = (data.load("mnist", dtype=d) for d in (torch.float32, torch.uint8))
+    assert small.images.dtype == torch.uint8
+    assert torch.equal(small.images.float() / 255, whole.images)
+    assert data.fingerprint(small.images) == data.fingerprint(whole.images)
+    with pytest.raises(ValueError, match=r"dtype: expected torch\.float32 or torch\.uint8"):
+        data.load("mnist", dtype=torch.float16)

@@ -3,9 +3,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import mannwhitneyu, norm
 from torch import nn
 
-from apudae.evaluation import Accuracy, Difference, accuracy, outcomes, paired_difference
+from apudae.evaluation import (
+    Accuracy,
+    Difference,
+    accuracy,
+    auc,
+    outcomes,
+    paired_difference,
+    roc,
+)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (1, 1), (892, 1000), (50, 100), (1000, 1000)])
@@ -139,3 +148,42 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(ValueError, match="NaN"):
         outcomes(model, torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64))
     assert model.training
+
+
+def test_the_roc_curve_and_its_area_by_counting(generator):
+    """Coarse scores, so that ties are common; every threshold counted by hand."""
+    clean = torch.randint(6, (40,), generator=generator).float()
+    attacked = torch.randint(6, (25,), generator=generator).float() + 1
+    false, true = roc(clean, attacked)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    thresholds = sorted({*clean.tolist(), *attacked.tolist()}, reverse=True)
+    for k, threshold in enumerate(thresholds, 1):
+        assert false[k] == (clean >= threshold).float().mean()
+        assert true[k] == (attacked >= threshold).float().mean()
+    trapezoids = torch.trapezoid(true, false).item()
+    wins = [(a > c) + 0.5 * (a == c) for a in attacked.tolist() for c in clean.tolist()]
+    assert auc(clean, attacked).percent == pytest.approx(100 * trapezoids, abs=1e-3)
+    assert auc(clean, attacked).percent == pytest.approx(100 * sum(wins) / len(wins))
+    statistic = mannwhitneyu(attacked.numpy(), clean.numpy()).statistic
+    assert auc(clean, attacked).percent == pytest.approx(100 * statistic / (40 * 25))
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 2.0])
+def test_the_interval_of_an_area_covers_the_true_one(shift, generator):
+    """Normal scores: the area is Φ(shift / √2). 400 draws: 95 % ± 3 standard errors."""
+    expected = 100 * norm.cdf(shift / 2**0.5)
+    covered = 0
+    for _ in range(400):
+        clean = torch.randn(60, generator=generator)
+        found = auc(clean, torch.randn(60, generator=generator) + shift)
+        assert 0 <= found.low <= found.percent <= found.high <= 100
+        covered += found.low <= expected <= found.high
+    assert 0.90 <= covered / 400 <= 0.985
+
+
+def test_areas_at_the_ends_and_of_too_few():
+    low, high = torch.zeros(5), torch.ones(5)
+    assert str(auc(low, high)) == "100.0 % [100.0, 100.0]"
+    assert auc(high, low).percent == 0
+    with pytest.raises(ValueError, match="number of attacked scores: expected an integer >= 2"):
+        auc(low, high[:1])

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from apudae import attacks, autoattack, checkpoints, data, norms, purification, training
+from apudae.evaluation import auc
 
 BOOK = Path(__file__).parents[1] / "book"
 NOTEBOOKS = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.ipynb"))
@@ -150,6 +151,29 @@ def test_chapter_3_shows_the_packages_objective(digits):
         training.denoising(0.3)(dae, x, y, torch.Generator().manual_seed(5)),
     ]
     torch.testing.assert_close(*losses)
+
+
+ERRORS = "04_reconstruction_error.ipynb"
+
+
+def test_chapter_4_shows_the_packages_reconstruction_error_and_auc(digits, generator):
+    shown = shown_in_full(ERRORS)
+    x, _ = digits
+    dae = checkpoints.load("mnist-dae")
+    ours = purification.reconstruction_error(dae, x)
+    torch.testing.assert_close(shown["reconstruction_error"](dae, x), ours)
+    clean, attacked = (torch.randint(9, (30,), generator=generator) + k for k in (0, 2))
+    assert shown["area"](clean, attacked).item() == pytest.approx(auc(clean, attacked).percent)
+
+
+def test_chapter_4_shows_tweedies_formula(generator):
+    """R*(x) − x = s² ∇ log p_s(x), the gradient taken by autograd in float64."""
+    shown = shown_in_full(ERRORS)
+    points = torch.rand(20, 2, generator=generator, dtype=torch.float64)
+    z = torch.rand(9, 2, generator=generator, dtype=torch.float64).requires_grad_(True)
+    (slope,) = torch.autograd.grad(shown["log_density"](z, points, 0.2).sum(), z)
+    residual = shown["best_denoiser"](z, points, 0.2) - z
+    torch.testing.assert_close(residual, 0.2**2 * slope)
 
 
 def test_chapter_5_shows_the_packages_defense(digits):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from apudae import data, models, training
+from apudae import attacks, data, models, tasks, training
 from apudae.evaluation import accuracy
 from apudae.purification import Defended, Direct
 
@@ -38,11 +38,11 @@ def test_a_classifier_learns(digits):
 
 def test_a_dae_learns_to_clean(digits):
     dae = models.build("mnist-dae", width=8)
-    objective = training.denoising(0.4)
-    before = training.measure(dae, *digits, objective)
-    training.fit(dae, *digits, objective=objective, epochs=8, batch_size=32, lr=5e-3)
-    after = training.measure(dae, *digits, objective)
-    identity = training.measure(nn.Identity(), *digits, objective)
+    task = training.denoising(0.4)
+    before = training.measure(dae, *digits, task)
+    training.fit(dae, *digits, task=task, epochs=8, batch_size=32, lr=5e-3)
+    after = training.measure(dae, *digits, task)
+    identity = training.measure(nn.Identity(), *digits, task)
     assert after < 0.5 * before
     assert after < 0.5 * identity
 
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_network_and_leaves_the_global_state(digits
     results = []
     for seed in (0, 0, 1):
         model = copy.deepcopy(start)
-        training.fit(model, x, y, objective=training.denoising(0.3), epochs=1, seed=seed)
+        training.fit(model, x, y, task=training.denoising(0.3), epochs=1, seed=seed)
         results.append(torch.cat([p.flatten() for p in model.parameters()]).detach())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -66,14 +66,12 @@ def test_every_image_is_seen_once_per_epoch(digits):
     y = torch.arange(100)
     seen = []
 
-    def objective(model, images, labels, generator):
+    def task(model, images, labels, generator):
         assert torch.equal(images, x[labels])
         seen.append(labels)
         return model(images).square().mean()
 
-    training.fit(
-        models.build("mnist-dae", width=4), x, y, objective=objective, epochs=3, batch_size=32
-    )
+    training.fit(models.build("mnist-dae", width=4), x, y, task=task, epochs=3, batch_size=32)
     assert [len(batch) for batch in seen] == [32, 32, 32, 4] * 3
     for epoch in range(3):
         assert torch.cat(seen[4 * epoch : 4 * epoch + 4]).sort().values.tolist() == list(range(100))
@@ -104,8 +102,8 @@ def test_a_loss_that_explodes_stops_with_a_clear_error(digits):
     def explode(model, x, y, generator):
         return model(x).mean() * math.nan
 
-    with pytest.raises(RuntimeError, match="the loss became nan at epoch 1, step 1"):
-        training.fit(models.build("mnist-dae", width=4), *digits, objective=explode)
+    with pytest.raises(RuntimeError, match=r"the loss became nan in epoch 1, by step \d+; try a"):
+        training.fit(models.build("mnist-dae", width=4), *digits, task=explode)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +126,259 @@ def test_bad_options_are_named(options, message, digits):
 def test_what_was_trained_can_defend(digits):
     """The pieces fit: a DAE trained here goes straight into a defended classifier."""
     dae = models.build("mnist-dae", width=4)
-    training.fit(dae, *digits, objective=training.denoising(0.4), epochs=1)
+    training.fit(dae, *digits, task=training.denoising(0.4), epochs=1)
     logits = Defended(models.build("mnist-cnn"), Direct(dae))(digits.images[:3])
     assert logits.shape == (3, 10)
+
+
+def weights(model):
+    return torch.cat([v.flatten().double() for v in model.state_dict().values()])
+
+
+class Killed(Exception):
+    pass
+
+
+OPTIONS = {
+    "plain": {},
+    "averaged": {"ema": 0.9},
+    "sgd and cosine": {"optimizer": "sgd", "schedule": "cosine", "lr": 0.02},
+    "constant": {"schedule": "constant"},
+    "half precision": {"precision": "bfloat16"},
+    "augmented": {"augment": True},
+}
+
+
+class WithDropout(nn.Module):
+    """Batch norm has buffers, dropout draws from the global generator: both must resume too."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Conv2d(1, 4, 5, stride=3),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Dropout(0.3),
+                nn.Flatten(),
+                nn.Linear(256, 10),
+            )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_killed_run_resumes_and_ends_bit_identical(name, digits, tmp_path):
+    x, y = digits.take(200)
+    run = {"epochs": 4, "batch_size": 32, "validation": (x, y), "seed": 5} | OPTIONS[name]
+    whole = WithDropout()
+    expected = training.fit(whole, x, y, **run)
+
+    steps = []
+
+    def killed(model, images, labels, generator):
+        steps.append(1)
+        if len(steps) == 23:  # in the third epoch of 7 steps each
+            raise Killed
+        return training.classification(model, images, labels, generator)
+
+    first = WithDropout()
+    path = tmp_path / "deep" / "run.pt"
+    validation = {"validation": None}
+    with pytest.raises(Killed):
+        training.fit(first, x, y, task=killed, checkpoint=path, **run | validation)
+    second = WithDropout()
+    torch.rand(7)  # the global state of another day
+    found = training.fit(second, x, y, checkpoint=path, **run)
+    assert torch.equal(weights(second), weights(whole))
+    assert found.loss == expected.loss
+    again = training.fit(second, x, y, checkpoint=path, **run)  # nothing is left to do
+    assert again.loss == expected.loss
+    assert torch.equal(weights(second), weights(whole))
+    assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
+
+
+def test_a_checkpoint_of_something_else_is_named_and_nothing_is_lost(digits, tmp_path):
+    x, y = digits.take(64)
+    path = tmp_path / "run.pt"
+    model = models.build("mnist-cnn", width=4)
+    training.fit(model, x, y, epochs=1, checkpoint=path)
+    content = path.read_bytes()
+    other = models.build("mnist-cnn", width=8)
+    before = weights(other)
+    with pytest.raises(ValueError, match=r"run\.pt does not fit the model: net\.1\.bias is"):
+        training.fit(other, x, y, epochs=1, checkpoint=path)
+    with pytest.raises(ValueError, match=r"a run with lr 0\.002, this one has 0\.1"):
+        training.fit(model, x, y, epochs=1, checkpoint=path, lr=0.1)
+    assert path.read_bytes() == content
+    assert torch.equal(weights(other), before)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RuntimeError, match=r"run\.pt is not a checkpoint of a training run"):
+        training.fit(model, x, y, epochs=1, checkpoint=path)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_last_good_checkpoint_survives_a_loss_that_explodes(bad, digits, tmp_path):
+    x, y = digits.take(64)
+    path = tmp_path / "run.pt"
+    seen = []
+
+    def explode(model, images, labels, generator):
+        seen.append(1)
+        loss = training.classification(model, images, labels, generator)
+        return loss * bad if len(seen) > 2 else loss
+
+    model = models.build("mnist-cnn", width=4)
+    with pytest.raises(RuntimeError, match=f"the loss became {bad} in epoch 2, by step 1"):
+        training.fit(model, x, y, task=explode, epochs=3, batch_size=32, checkpoint=path)
+    kept = torch.load(path, weights_only=True)
+    assert kept["done"] == 1
+    assert all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_averaged_weights_are_the_running_mean(digits):
+    """Against the plain weights after 1, 2 and 3 steps, averaged by hand."""
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return self.w
+
+    def task(model, x, y, generator):
+        return model(x)
+
+    x, y = digits.take(4)
+    model = One()
+    options = {"optimizer": "sgd", "schedule": "constant", "lr": 0.5, "precision": "float32"}
+    training.fit(model, x, y, task=task, epochs=3, ema=0.9, **options)
+    path = []
+    for epochs in (1, 2, 3):
+        other = One()
+        training.fit(other, x, y, task=task, epochs=epochs, **options)
+        path.append(other.w.item())
+    average = path[0]
+    for value in path[1:]:
+        average = 0.9 * average + 0.1 * value
+    assert model.w.item() == pytest.approx(average, rel=1e-5)
+
+
+def test_half_precision_trains_as_well_and_keeps_float32_weights(digits):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model = models.build("mnist-cnn", width=8)
+        history = training.fit(model, *digits, epochs=4, batch_size=32, precision=precision)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        losses[precision] = history.loss[-1]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.2)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_eight_bit_pixels_train_as_floats_do(digits):
+    x, y = digits.take(100)
+    results = []
+    for images in (x, (x * 255).round().to(torch.uint8)):
+        model = models.build("mnist-cnn", width=4)
+        training.fit(model, images, y, epochs=1)
+        results.append(weights(model))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+def test_compiled_training_is_the_same_training(digits):
+    x, y = digits.take(64)
+    results = []
+    for compiled in (False, True):
+        model = models.build("mnist-cnn", width=4)
+        try:
+            training.fit(model, x, y, epochs=1, compile=compiled, precision="float32")
+        except Exception as error:  # no C++ compiler on this machine
+            if "compiler" not in str(error).lower():
+                raise
+            pytest.skip("torch.compile needs a C++ compiler here")
+        results.append(weights(model))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_too_little_memory_names_the_batch_size(digits):
+    def greedy(model, x, y, generator):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    with pytest.raises(RuntimeError, match="too little memory for batches of 48; try 24"):
+        training.fit(models.build("mnist-cnn"), *digits, task=greedy, batch_size=48)
+
+
+def test_other_errors_are_not_dressed_up(digits):
+    def wrong(model, x, y, generator):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        training.fit(models.build("mnist-cnn"), *digits, task=wrong)
+
+
+def test_adversarial_training_makes_a_network_harder_to_attack():
+    train = data.load("mnist", "train").take(1500)
+    x, y = data.load("mnist", "validation").take(200)
+    left = {}
+    kinds = {
+        "plain": training.classification,
+        "hardened": training.adversarial(
+            attacks.pgd, eps=0.1, steps=3, step_size=0.05, early_stop=True
+        ),
+    }
+    for name, task in kinds.items():
+        model = models.build("mnist-cnn", width=8)
+        training.fit(model, *train, task=task, epochs=5, batch_size=50)
+        attacked = attacks.pgd(model, x, y, eps=0.1, steps=20, early_stop=True)
+        left[name] = accuracy(model, attacked, y).percent
+    assert left["hardened"] > left["plain"] + 15
+
+
+def test_noise_levels_of_a_range_and_of_both_kinds(generator):
+    x = torch.rand(4000, 1, 4, 4, generator=generator)
+    y = torch.zeros(4000, dtype=torch.int64)
+    fed = []
+
+    def keep(z):
+        fed.append(z - x)
+        return x
+
+    for kind in tasks.KINDS:
+        training.denoising((0.2, 0.6), kind=kind)(keep, x, y, generator)
+        training.denoising(0.3, kind=kind)(keep, x, y, generator)
+        spread, level = (noise.flatten(1).square().mean(1).sqrt() for noise in fed[-2:])
+        assert level.mean() == pytest.approx(0.3, rel=0.05)
+        # σ uniform on [0.2, 0.6]: its mean is 0.4, its standard deviation 0.115.
+        assert spread.mean() == pytest.approx(0.4, rel=0.05)
+        assert spread.std() > 0.1 > level.std()
+    assert fed[-1].abs().max() <= 0.3 * 3**0.5 + 1e-6  # uniform noise ends somewhere
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: training.denoising((0.5, 0.2)), r"sigma: expected \(low, high\)"),
+        (lambda: training.denoising(0.2, kind="salt"), "kind: expected one of gaussian, uniform"),
+    ],
+)
+def test_bad_noise_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "lion"}, "optimizer: expected one of adamw, sgd, got 'lion'"),
+        ({"schedule": "step"}, "schedule: expected one of one-cycle, cosine, constant"),
+        ({"precision": "int8"}, "precision: expected one of auto, float32, bfloat16, float16"),
+        ({"ema": 1.0}, r"ema: expected a decay below 1, got 1\.0"),
+        ({"weight_decay": -1}, "weight_decay: expected a finite number >= 0"),
+    ],
+)
+def test_unknown_options_are_named(options, message, digits):
+    with pytest.raises(ValueError, match=message):
+        training.fit(models.build("mnist-cnn"), *digits, **options)

@@ -1,0 +1,256 @@
+"""Where a training loop's batches come from: sets in memory, or folders that are streamed.
+
+A source has a length ``n`` and a method ``epoch(number)`` that yields ``(images, labels, share)``:
+float32 images ``[B, C, H, W]`` in [0, 1] and int64 labels ``[B]`` on the training device, and the
+share of the whole batch that this process got, times the number of processes (1 if there is one).
+The order follows from the seed and the epoch's number alone, so a run that was interrupted after
+an epoch goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from . import parallel
+from .checks import check_count, check_labels
+
+Batch = tuple[Tensor, Tensor, float]
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def keyed(*keys: int, device: torch.device | str = "cpu") -> Generator:
+    """A generator whose draws follow from a few integers."""
+    seed = int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
+    return Generator(device).manual_seed(seed)
+
+
+def shares(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, float]]:
+    """This process's part of each batch of an epoch: indices ``[B]``, never empty, and its share.
+
+    Every index comes once over all processes. Where a last batch has too few for all of them, the
+    others get an image that counts nothing (share 0): they must keep step.
+    """
+    world, rank = parallel.world(), parallel.rank()
+    order = torch.randperm(n, generator=keyed(seed, epoch))
+    for batch in order.split(batch_size):
+        mine = batch[rank::world]
+        share = len(mine) * world / len(batch)
+        yield (mine, share) if len(mine) else (batch[:1], 0.0)
+
+
+class InMemory:
+    """A set that lives on the training device as 8-bit pixels, and is augmented there.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8, or float32 in [0, 1] (kept as they are).
+        labels: int64 ``[N]``.
+        batch_size: images per step, over all processes.
+        augment: mirror images at random and shift them by up to 4 pixels (the border reflected).
+        seed: of order and augmentation.
+        device: where to keep them.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        augment: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_count(batch_size, "batch_size")
+        check_count(len(images), "images")
+        check_labels(labels, len(images), name="labels")
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.n, self.batch_size = len(images), batch_size
+        self.augment, self.seed = augment, seed
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        device = self.images.device
+        draws = keyed(self.seed, number, 1, parallel.rank(), device=device)
+        for index, share in shares(self.n, self.batch_size, self.seed, number):
+            index = index.to(device, non_blocking=True)
+            x = self.images[index]
+            if x.dtype == torch.uint8:
+                x = x.float().div_(255)
+            yield (flip_and_shift(x, draws) if self.augment else x), self.labels[index], share
+
+
+def flip_and_shift(x: Tensor, draws: Generator, reach: int = 4) -> Tensor:
+    """Each image mirrored with probability 1/2 and shifted by up to ``reach`` pixels."""
+    n, _, height, width = x.shape
+    flip, top, left = torch.rand(3, n, generator=draws, device=x.device)
+    top, left = ((u * (2 * reach + 1)).long()[:, None] for u in (top, left))
+    rows = top + torch.arange(height, device=x.device)
+    columns = left + torch.arange(width, device=x.device)
+    columns = torch.where((flip < 0.5)[:, None], columns.flip(1), columns)
+    padded = F.pad(x, (reach,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class Listing(NamedTuple):
+    """Image files and their labels."""
+
+    files: list[Path]
+    labels: list[int]
+
+
+def list_folder(folder: str | Path) -> Listing:
+    """The images of an ImageNet-like folder, sorted by name.
+
+    Either one folder for each class (labels 0, 1, ... in the order of their names), or plain files
+    whose names begin with the class index, as in ``0002_shark.jpg``. Other plain files get label 0,
+    which is enough for denoising.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    files, labels = [], []
+    if classes:
+        for label, name in enumerate(classes):
+            found = _images(name.rglob("*"))
+            files += found
+            labels += [label] * len(found)
+    else:
+        files = _images(folder.iterdir())
+        heads = [path.name.split("_")[0] for path in files]
+        labels = [int(head) if head.isdigit() else 0 for head in heads]
+    if not files:
+        raise ValueError(f"{folder} holds no images ({', '.join(_SUFFIXES)})")
+    return Listing(files, labels)
+
+
+def imagenette(root: str | Path, split: str = "train", *, download: bool = True) -> Listing:
+    """Imagenette (ten classes of ImageNet, shorter side 320) through torchvision.
+
+    Labels are *ImageNet's* class indices, so ImageNet classifiers can be scored on it.
+    """
+    from torchvision.datasets import Imagenette
+
+    missing = not (Path(root) / "imagenette2-320").is_dir()
+    kind = "train" if split == "train" else "val"
+    whole = Imagenette(root, split=kind, size="320px", download=download and missing)
+    indices = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+    files, labels = zip(*whole._samples, strict=True)
+    return Listing([Path(file) for file in files], [indices[label] for label in labels])
+
+
+def _images(paths: Iterator[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in _SUFFIXES)
+
+
+class _Decoded(Dataset):
+    """Files as uint8 images of one size; random crops follow from (seed, epoch, index)."""
+
+    def __init__(self, listing: Listing, size: int, crop: str, seed: int, epoch: int) -> None:
+        self.listing, self.size, self.crop = listing, size, crop
+        self.seed, self.epoch = seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.listing.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = read_image(self.listing.files[index], self.size)
+        room = [length - self.size for length in image.shape[1:]]
+        corner = [r // 2 for r in room]
+        if self.crop == "random":
+            u = torch.rand(3, generator=keyed(self.seed, self.epoch, 1, index)).tolist()
+            corner = [int(u[k] * (r + 1)) for k, r in enumerate(room)]
+            image = image.flip(2) if u[2] < 0.5 else image
+        top, left = corner
+        cut = image[:, top : top + self.size, left : left + self.size]
+        return cut.contiguous(), self.listing.labels[index]
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """An image file as uint8 ``[3, H, W]``, its shorter side scaled to 8/7 of ``size``.
+
+    Raises:
+        RuntimeError: the file cannot be read as an image; the message names it.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RuntimeError(f"{path} cannot be read as an image: {error}") from error
+    scale = size * 8 / 7 / min(image.size)
+    wanted = [max(size, round(length * scale)) for length in image.size]
+    if list(image.size) != wanted:
+        image = image.resize(wanted, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class Streamed:
+    """A folder's images, read and decoded ahead of time by worker processes.
+
+    Args:
+        listing: files and labels, from :func:`list_folder` or :func:`imagenette`.
+        size: of the square crops; the shorter side is scaled to 8/7 of it first.
+        crop: ``"random"`` (and mirrored at random) or ``"centre"``.
+        batch_size: images per step, over all processes.
+        seed: of order and crops.
+        workers: processes that decode; 0 decodes in this one.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        size: int = 224,
+        crop: str = "random",
+        batch_size: int = 32,
+        seed: int = 0,
+        workers: int = 2,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_count(size, "size")
+        check_count(batch_size, "batch_size")
+        check_count(workers, "workers", minimum=0)
+        if crop not in ("random", "centre"):
+            raise ValueError(f"crop: expected 'random' or 'centre', got {crop!r}")
+        self.listing, self.size, self.crop = listing, size, crop
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.device, self.n = torch.device(device), len(listing.files)
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        parts: Sequence[tuple[Tensor, float]] = list(
+            shares(self.n, self.batch_size, self.seed, number)
+        )
+        loader = DataLoader(
+            _Decoded(self.listing, self.size, self.crop, self.seed, number),
+            batch_sampler=[index.tolist() for index, _ in parts],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        for (x, y), (_, share) in zip(loader, parts, strict=True):
+            x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
+            yield x.float().div_(255), y, share

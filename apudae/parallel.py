@@ -1,0 +1,68 @@
+"""Several processes that act as one: ``torchrun --nproc-per-node 2 -m apudae.training ...``.
+
+Without ``torchrun`` there is one process, and everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; process 0 writes files and shows progress."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes, the same in each."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[torch.device]:
+    """Join the processes ``torchrun`` started, and give the device of this one.
+
+    Args:
+        device: ``"cuda"``, ``"cpu"`` or ``"auto"``: a GPU if there is one for each process.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none for this process.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" and gpus < beside:
+        raise ValueError(f"device: {beside} processes need as many GPUs, this machine has {gpus}")
+    on_gpu = device == "cuda" or (device == "auto" and gpus >= beside)
+    chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(chosen)
+    started = "RANK" in os.environ and not dist.is_initialized()
+    if started:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield chosen
+    finally:
+        if started:
+            dist.destroy_process_group()

@@ -1,0 +1,111 @@
+"""Two processes on this machine's CPU, started as torchrun starts them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from apudae import checkpoints, data, models, parallel, training
+from apudae.evaluation import accuracy
+
+WORKER = """
+import json, sys, torch
+from apudae import data, models, parallel, training
+from apudae.evaluation import accuracy, outcomes
+
+out = sys.argv[1]
+torch.set_num_threads(1)
+with parallel.processes("cpu") as device:
+    train = data.load("mnist", "train").take(1003)
+    x, _ = train
+    y = torch.arange(1003)  # a label is an image's own number
+    seen = []
+
+    def task(model, images, labels, generator):
+        seen.append(labels.tolist())
+        return training.classification(model, images, train.labels[labels], generator)
+
+    model = models.build("mnist-cnn", width=8)
+    history = training.fit(
+        model, x, y, task=task, epochs=2, batch_size=50, checkpoint=out + "/run.pt",
+        precision="float32",
+    )
+    held = data.load("mnist", "validation")
+    score = accuracy(model, *held)
+    loss = training.measure(model, *held, training.classification)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    report = {
+        "rank": parallel.rank(), "world": parallel.world(), "seen": seen, "loss": history.loss,
+        "correct": score.correct, "measured": loss, "weights": weights.tolist(),
+    }
+    open(f"{out}/{parallel.rank()}.json", "w").write(json.dumps(report))
+"""
+
+
+def torchrun(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    torchrun(str(script), str(folder))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_every_image_is_seen_once_per_epoch_by_one_of_two(reports):
+    assert [report["world"] for report in reports] == [2, 2]
+    steps = len(reports[0]["seen"])
+    assert steps == len(reports[1]["seen"]) == 2 * 21
+    for epoch in (slice(0, 21), slice(21, 42)):
+        parts = [labels for report in reports for labels in report["seen"][epoch]]
+        assert sorted(i for labels in parts for i in labels) == list(range(1003))
+
+
+def test_two_processes_make_the_network_that_one_makes(reports):
+    first, second = (torch.tensor(report["weights"]) for report in reports)
+    assert torch.equal(first, second)
+    x, y = data.load("mnist", "train").take(1003)
+    model = models.build("mnist-cnn", width=8)
+    history = training.fit(model, x, y, epochs=2, batch_size=50, precision="float32")
+    alone = torch.cat([p.detach().flatten() for p in model.parameters()])
+    # The same batches and the same gradients, but for the order in which they are added up.
+    torch.testing.assert_close(first, alone, rtol=0, atol=2e-2)
+    assert reports[0]["loss"] == reports[1]["loss"] == pytest.approx(history.loss, rel=1e-2)
+    held = data.load("mnist", "validation")
+    assert reports[0]["correct"] == reports[1]["correct"]
+    assert abs(reports[0]["correct"] - accuracy(model, *held).correct) <= 15
+    found = training.measure(model, *held, training.classification)
+    assert reports[0]["measured"] == reports[1]["measured"] == pytest.approx(found, rel=0.1)
+
+
+def test_the_command_under_torchrun_writes_once(tmp_path):
+    options = ["--model", "mnist-dae", "--option", "width=4", "--data", "mnist", "--epochs", "1"]
+    options += ["--task", "denoising", "--sigma", "0.3", "--out", str(tmp_path)]
+    shown = torchrun("-m", "apudae.training", *options)
+    assert shown.count("mean squared error") == 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".pt", ".safetensors"]
+    about = checkpoints.about("mnist-dae", tmp_path)
+    assert about["training"]["sigma"] == [0.3]
+    assert checkpoints.load("mnist-dae", tmp_path).encoder[0].out_channels == 4
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with parallel.processes("cpu") as device:
+        assert (device.type, parallel.world(), parallel.rank()) == ("cpu", 1, 0)
+    with pytest.raises(ValueError, match="device: expected 'auto', 'cpu' or 'cuda', got 'tpu'"):
+        parallel.processes("tpu").__enter__()
+    with pytest.raises(ValueError, match="device: 1 processes need as many GPUs"):
+        parallel.processes("cuda").__enter__()
