@@ -9,6 +9,7 @@ an epoch goes on as if it had not been.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import parallel
 from .checks import check_count, check_labels
+from .data import fingerprint
 
 Batch = tuple[Tensor, Tensor, float]
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -78,6 +80,15 @@ class InMemory:
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.batch_size)
+
+    def look(self) -> tuple[Tensor, Tensor]:
+        """All labels, and one image ``[1, C, H, W]``."""
+        example = self.images[:1]
+        return self.labels, example.float() / 255 if example.dtype == torch.uint8 else example
+
+    def fingerprint(self) -> str:
+        """Of images and labels, so that a run is resumed on the same ones."""
+        return f"{fingerprint(self.images)[:16]} {fingerprint(self.labels % 256 / 255)[:16]}"
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -238,6 +249,16 @@ class Streamed:
 
     def __len__(self) -> int:
         return math.ceil(self.n / self.batch_size)
+
+    def look(self) -> tuple[Tensor, Tensor]:
+        """All labels, and a grey image ``[1, 3, size, size]``."""
+        example = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+        return torch.tensor(self.listing.labels), example
+
+    def fingerprint(self) -> str:
+        """Of names and labels, so that a run is resumed on the same ones."""
+        names = [(path.name, label) for path, label in zip(*self.listing, strict=True)]
+        return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""

@@ -62,7 +62,7 @@ class Split(NamedTuple):
     labels: Tensor
 
     def take(self, n: int) -> Split:
-        """The first ``n`` images and labels. Splits are shuffled once, so these are a sample."""
+        """The first ``n`` images and labels: of the bundled digits a random sample."""
         return Split(self.images[:n], self.labels[:n])
 
 
@@ -227,15 +227,19 @@ def _find(
     given = root or os.environ.get("APUDAE_DATA")
     candidates = [Path(given).expanduser()] if given else []
     candidates.append(_cache())
+
+    def complete(candidate: Path) -> bool:
+        return all((candidate / folder / name).is_file() for name in files)
+
     for candidate in candidates:
-        if all((candidate / folder / name).is_file() for name in files):
+        if complete(candidate):
             return candidate
         if given and candidate == candidates[0]:
             warnings.warn(f"{candidate} holds no {folder}; looking in {_cache()}", stacklevel=4)
     reason = "downloading was switched off"
     if download:
         try:
-            return _download(source, Path(folder).parts[0], _cache())
+            return _download(source, Path(folder).parts[0], _cache(), lambda: complete(_cache()))
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             reason = f"the download failed ({error})"
     looked = ", ".join(str(candidate / folder) for candidate in candidates)
@@ -247,7 +251,9 @@ def _find(
     )
 
 
-def _download(source: Callable[..., object], folder: str, cache: Path) -> Path:
+def _download(
+    source: Callable[..., object], folder: str, cache: Path, complete: Callable[[], bool]
+) -> Path:
     """Download aside, verify, then move into place: an interrupted run leaves nothing behind."""
     cache.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
@@ -255,8 +261,9 @@ def _download(source: Callable[..., object], folder: str, cache: Path) -> Path:
         source(aside, download=True)
         for archive in aside.rglob("*.gz"):
             archive.unlink()
-        shutil.rmtree(cache / folder, ignore_errors=True)  # an incomplete older copy
-        (aside / folder).rename(cache / folder)
+        if not complete():  # another process may have been faster
+            shutil.rmtree(cache / folder, ignore_errors=True)  # an incomplete older copy
+            (aside / folder).rename(cache / folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return cache

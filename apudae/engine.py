@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tqdm import TqdmWarning
 from . import parallel
 from .batches import InMemory, Streamed, keyed
 from .checkpoints import check_fits, write_torch
-from .checks import evaluating
+from .checks import check_labels, evaluating
 from .tasks import Task
 
 with warnings.catch_warnings():
@@ -70,6 +71,11 @@ class Run:
             "n": source.n,
             "ema": ema,
             "seed": seed,
+            "precision": str(self.dtype or torch.float32).removeprefix("torch."),
+            "augment": getattr(source, "augment", "crop"),
+            "size": getattr(source, "size", None),
+            "task": getattr(task, "name", task.__name__ if hasattr(task, "__name__") else "own"),
+            "images": source.fingerprint(),
         }
         self.average = None
         if ema:
@@ -84,6 +90,14 @@ class Run:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.called = nn.parallel.DistributedDataParallel(self.called, device_ids=ids)
 
+    @torch.no_grad()
+    def check_classes(self) -> None:
+        """Raise ``ValueError`` for a label that has no class: on a GPU it would be fatal."""
+        labels, example = self.source.look()
+        with evaluating(self.model), self.autocast():
+            classes = self.model(example).shape[1]
+        check_labels(labels, len(labels), classes=classes, name="labels")
+
     def train(
         self,
         validation: tuple[Tensor, Tensor] | None,
@@ -93,18 +107,18 @@ class Run:
         modes = [(module, module.training) for module in self.model.modules()]
         if checkpoint is not None and checkpoint.is_file():
             self.resume(checkpoint)
-        hidden = True if parallel.rank() else (not progress or None)
+        hidden: dict[str, bool | None] = {"disable": True}
+        if progress and parallel.rank() == 0:
+            # None hides it where there is no terminal; TQDM_DISABLE is tqdm's own to read.
+            hidden = {} if "TQDM_DISABLE" in os.environ else {"disable": None}
         steps = len(self.source)
-        bar = tqdm(
-            total=self.epochs * steps, initial=self.done * steps, desc="training", disable=hidden
-        )
+        bar = tqdm(total=self.epochs * steps, initial=self.done * steps, desc="training", **hidden)
         try:
             while self.done < self.epochs:
                 start = time.perf_counter()
-                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                    # Layers such as dropout draw from the global generator.
-                    torch.manual_seed(keyed(self.seed, self.done, 3).initial_seed())
+                with self.global_draws():
                     loss = self.epoch(bar)
+                self.agree()
                 self.history.loss.append(loss)
                 if validation is not None:
                     watched = self.average.module if self.average else self.model
@@ -127,6 +141,30 @@ class Run:
             for module, mode in modes:
                 module.training = mode
         return self.history
+
+    @contextmanager
+    def global_draws(self) -> Iterator[None]:
+        """Layers such as dropout draw from the global generators: set here, restored afterwards."""
+        gpu = self.device.type == "cuda"
+        seed = keyed(self.seed, self.done, 3, parallel.rank()).initial_seed()
+        with torch.random.fork_rng([self.device] if gpu else []):
+            torch.random.default_generator.manual_seed(seed)
+            if gpu:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+    def agree(self) -> None:
+        """The same buffers in every process, and weights that are still numbers."""
+        for part in (self.model, self.average.module if self.average else None):
+            for buffer in part.buffers() if part is not None else ():
+                parallel.from_first(buffer)
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise RuntimeError(
+                    f"{name} became NaN or infinite in epoch {self.done + 1}; try a learning rate "
+                    f"below {self.settings['lr']:g}. Checkpoints of earlier epochs are kept."
+                )
 
     def epoch(self, bar: tqdm) -> float:
         """One pass; the mean loss over all processes."""
@@ -152,7 +190,7 @@ class Run:
         return (parallel.total(total) / self.source.n).item()
 
     def check(self, total: Tensor, step: int) -> None:
-        value = total.item()
+        value = parallel.total(total.clone()).item()  # all processes stop, or none
         if not math.isfinite(value):
             raise RuntimeError(
                 f"the loss became {value} in epoch {self.done + 1}, by step {step}; try a learning "
@@ -181,7 +219,7 @@ class Run:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint; nothing is changed if it does not fit."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             found = state["settings"]
         except Exception as error:  # torch raises many kinds
             raise RuntimeError(f"{path} is not a checkpoint of a training run: {error}") from error
@@ -225,7 +263,7 @@ def precision_of(device: torch.device | str) -> torch.dtype | None:
     and CPUs with AMX or AVX512-bf16. Other GPUs use float16.
     """
     if torch.device(device).type == "cuda":
-        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        real = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
         return torch.bfloat16 if real else torch.float16
     real = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if real else None

@@ -169,7 +169,7 @@ def gpu_training(root: Path | None, results: Path, *, device: str = "cuda") -> N
             images = test.images.to(device).float().div_(255)
             found = evaluation.accuracy(model, images, test.labels.to(device))
             row |= {"correct": found.correct, "n": found.n}
-        done[name] = row
+        done[name] = row | {"made": records.provenance(device)}
         print(name, row, flush=True)
         records.save("gpu_training", {"runs": done}, device=device, folder=results)
 

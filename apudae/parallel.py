@@ -31,6 +31,12 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def from_first(values: Tensor) -> None:
+    """Overwrite ``values`` with those of process 0."""
+    if world() > 1:
+        dist.broadcast(values, 0)
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world() > 1:

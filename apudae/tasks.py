@@ -7,6 +7,7 @@ Anything of that form can be handed to :func:`apudae.training.fit`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,9 @@ KINDS = ("gaussian", "uniform")
 def classification(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
     """Cross-entropy of the logits, the mean over the batch."""
     return F.cross_entropy(model(x).float(), y)
+
+
+classification.labelled = True  # the labels must fit the model's classes
 
 
 def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> Task:
@@ -54,6 +58,7 @@ def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> 
         level = low + (high - low) * torch.rand(len(x), 1, 1, 1, **draws) if low < high else low
         return F.mse_loss(model(x + level * noise).float(), x)
 
+    task.name = f"denoising, {kind}, {low:g} to {high:g}"
     return task
 
 
@@ -73,15 +78,13 @@ def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
             bare = bare.module if hasattr(bare, "module") else bare._orig_mod
         seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
         keyed = {"seed": seed} if "seed" in attack_parameters else {}
-        with evaluating(bare):
+        # In full precision: in float16 small image gradients would be 0, and the attack too weak.
+        with evaluating(bare), torch.autocast(x.device.type, enabled=False):
             attacked = attack(bare, x, y, **{**keyed, **options})
         return F.cross_entropy(model(attacked).float(), y)
 
-    attack_parameters = _parameters(attack)
+    attack_parameters = inspect.signature(attack).parameters
+    name = getattr(attack, "__name__", repr(attack))
+    task.labelled = True
+    task.name = f"adversarial, {name}, {sorted(options.items())}"
     return task
-
-
-def _parameters(attack: Callable[..., Tensor]) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(attack).parameters)

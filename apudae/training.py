@@ -113,8 +113,7 @@ def fit(
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model: no parameter is trainable; call model.requires_grad_(True) first")
     if isinstance(images, Tensor):
-        if images.dtype != torch.uint8:
-            check_images(images, "images")
+        _check_pixels(images, "images")
         check_labels(labels, len(images), name="labels")
         source = InMemory(
             images,
@@ -124,11 +123,15 @@ def fit(
             seed=seed,
             device=device or images.device,
         )
-    else:
+    elif isinstance(images, InMemory | Streamed):
         source = images
+        if device is not None:
+            raise ValueError("device: a source from apudae.batches has its own")
+    else:
+        kind = type(images).__name__
+        raise ValueError(f"images: expected a tensor or a source of apudae.batches, got {kind}")
     if validation is not None:
-        if validation[0].dtype != torch.uint8:
-            check_images(validation[0], "validation images")
+        _check_pixels(validation[0], "validation images")
         check_labels(validation[1], len(validation[0]), name="validation labels")
 
     run = Run(
@@ -143,7 +146,17 @@ def fit(
         compile,
         seed,
     )
+    if getattr(task, "labelled", False):
+        run.check_classes()
     return run.train(validation, None if checkpoint is None else Path(checkpoint), progress)
+
+
+def _check_pixels(images: Tensor, name: str) -> None:
+    if images.dtype != torch.uint8:
+        check_images(images, name)
+    elif images.ndim != 4:
+        shape = list(images.shape)
+        raise ValueError(f"{name}: expected 4 dimensions [N, C, H, W], got shape {shape}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -162,6 +175,8 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
     if args.task == "classification":
         task = classification
     elif args.task == "denoising":
+        if len(args.sigma) > 2:
+            raise ValueError(f"sigma: expected one level or lowest and highest, got {args.sigma}")
         sigma = tuple(args.sigma) if len(args.sigma) == 2 else args.sigma[0]
         task = denoising(sigma, kind=args.noise)
     else:
@@ -182,13 +197,12 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         "precision": args.precision,
         "compile": args.compile,
         "checkpoint": out / f"{args.name or args.model}.pt",
-        "device": device,
         **training,
     }
     if args.data in data.TITLES:
         load = {"root": args.root, "profile": args.profile, "dtype": torch.uint8}
         train, validation, test = (data.load(args.data, split, **load) for split in data.SPLITS)
-        fit(model, *train, validation=validation, **run)
+        fit(model, *train, validation=validation, device=device, **run)
         about["data"] = {"name": args.data, "n": len(train.images)}
     else:
         listing = batches.list_folder(args.data)
@@ -203,6 +217,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         test = None
         fit(model, stream, **run)
         about["data"] = {"name": "folder", "n": stream.n}
+        about["augment"] = "random crops, mirrored"
 
     name = args.name or args.model
     if parallel.rank() == 0:

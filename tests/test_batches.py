@@ -143,3 +143,21 @@ def test_bad_options_are_named(folder, numbers):
         batches.InMemory(*numbers, batch_size=0)
     with pytest.raises(ValueError, match="labels: expected 50 labels"):
         batches.InMemory(numbers[0], numbers[1][1:], batch_size=5)
+
+
+def test_imagenette_keeps_imagenets_class_indices(tmp_path):
+    """torchvision's own class on a folder of the right form; its download is not ours to test."""
+    names = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413"
+    names = [*names.split(), "n03445777", "n03888257"]
+    for part in ("train", "val"):
+        for k, name in enumerate(names):
+            folder = tmp_path / "imagenette2-320" / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (40, 30), (k, k, k)).save(folder / "a.JPEG")
+    for split in ("train", "validation"):
+        listing = batches.imagenette(tmp_path, split)
+        assert listing.labels == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+        greys = [Image.open(file).getpixel((0, 0))[0] for file in listing.files]
+        assert np.abs(np.array(greys) - np.arange(10)).max() <= 1
+    source = batches.Streamed(listing, size=16, batch_size=10, workers=0)
+    assert next(iter(source.epoch(0)))[0].shape == (10, 3, 16, 16)

@@ -37,9 +37,14 @@ with parallel.processes("cpu") as device:
     score = accuracy(model, *held)
     loss = training.measure(model, *held, training.classification)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    normed = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(784), torch.nn.Linear(784, 10)
+    )
+    training.fit(normed, *train.take(1000), epochs=1, batch_size=50, ema=0.9, precision="float32")
+    buffers = torch.cat([b.flatten().double() for b in normed.buffers()]).tolist()
     report = {
         "rank": parallel.rank(), "world": parallel.world(), "seen": seen, "loss": history.loss,
-        "correct": score.correct, "measured": loss, "weights": weights.tolist(),
+        "correct": score.correct, "measured": loss, "buffers": buffers, "weights": weights.tolist(),
     }
     open(f"{out}/{parallel.rank()}.json", "w").write(json.dumps(report))
 """
@@ -87,6 +92,10 @@ def test_two_processes_make_the_network_that_one_makes(reports):
     assert abs(reports[0]["correct"] - accuracy(model, *held).correct) <= 15
     found = training.measure(model, *held, training.classification)
     assert reports[0]["measured"] == reports[1]["measured"] == pytest.approx(found, rel=0.1)
+
+
+def test_batch_norm_ends_the_same_in_both(reports):
+    assert reports[0]["buffers"] == reports[1]["buffers"]
 
 
 def test_the_command_under_torchrun_writes_once(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from apudae import attacks, data, models, tasks, training
+from apudae import attacks, batches, data, models, tasks, training
 from apudae.evaluation import accuracy
 from apudae.purification import Defended, Direct
 
@@ -184,6 +184,7 @@ def test_a_killed_run_resumes_and_ends_bit_identical(name, digits, tmp_path):
             raise Killed
         return training.classification(model, images, labels, generator)
 
+    killed.__name__ = "classification"
     first = WithDropout()
     path = tmp_path / "deep" / "run.pt"
     validation = {"validation": None}
@@ -236,6 +237,70 @@ def test_the_last_good_checkpoint_survives_a_loss_that_explodes(bad, digits, tmp
     kept = torch.load(path, weights_only=True)
     assert kept["done"] == 1
     assert all(v.isfinite().all() for v in kept["model"].values())
+
+
+def test_weights_that_end_an_epoch_as_nan_are_not_kept(digits, tmp_path):
+    """The loss is finite to the end, the last gradient is not."""
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.nan
+
+    seen = []
+
+    def task(model, images, labels, generator):
+        seen.append(1)
+        loss = training.classification(model, images, labels, generator)
+        return Broken.apply(loss) if len(seen) == 4 else loss
+
+    path = tmp_path / "run.pt"
+    model = models.build("mnist-cnn", width=4)
+    with pytest.raises(RuntimeError, match=r"net\..* became NaN or infinite in epoch 2"):
+        training.fit(model, *digits.take(64), task=task, epochs=3, batch_size=32, checkpoint=path)
+    assert torch.load(path, weights_only=True)["done"] == 1
+
+
+def test_a_run_is_resumed_only_as_what_it_was(digits, tmp_path):
+    x, y = digits.take(64)
+    run = {"epochs": 1, "checkpoint": tmp_path / "run.pt", "precision": "float32"}
+    dae = models.build("mnist-dae", width=4)
+    training.fit(dae, x, y, task=training.denoising(0.3), **run)
+    for changed, message in (
+        ({"task": training.denoising(0.5)}, "a run with task 'denoising, gaussian, 0.3 to 0.3'"),
+        ({"task": training.denoising(0.3, kind="uniform")}, "a run with task"),
+        ({"precision": "bfloat16"}, "a run with precision 'float32', this one has 'bfloat16'"),
+        ({"augment": True}, "a run with augment False"),
+    ):
+        options = {"task": training.denoising(0.3)} | run | changed
+        with pytest.raises(ValueError, match=message):
+            training.fit(dae, x, y, **options)
+    with pytest.raises(ValueError, match="a run with images"):
+        training.fit(dae, 1 - x, y, task=training.denoising(0.3), **run)
+
+
+def test_labels_without_a_class_are_named_before_training(digits):
+    x, y = digits.take(20)
+    for task in (training.classification, training.adversarial(attacks.fgsm, eps=0.1)):
+        with pytest.raises(ValueError, match=r"labels: expected labels in 0 \.\. 9, got"):
+            training.fit(models.build("mnist-cnn"), x, y + 5, task=task)
+
+
+def test_what_cannot_be_a_source_is_named(digits):
+    x, y = digits.take(20)
+    model = models.build("mnist-cnn")
+    with pytest.raises(ValueError, match="images: expected a tensor or a source of apudae"):
+        training.fit(model, x.numpy(), y)
+    with pytest.raises(ValueError, match=r"images: expected 4 dimensions .* got shape \[20, 28"):
+        training.fit(model, (x[:, 0] * 255).to(torch.uint8), y)
+    source = batches.InMemory(x, y, batch_size=5)
+    with pytest.raises(ValueError, match=r"device: a source from apudae\.batches has its own"):
+        training.fit(model, source, device="cpu")
+    training.fit(model, source, epochs=1)
 
 
 def test_averaged_weights_are_the_running_mean(digits):
