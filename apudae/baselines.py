@@ -57,7 +57,7 @@ RECIPES: dict[str, Recipe] = {
     "mnist-adversarial": Recipe(
         "mnist-cnn",
         lambda classifier: training.adversarial(attacks.pgd, eps=0.3, steps=10, early_stop=False),
-        {"epochs": 20, "batch_size": 128, "lr": 1e-3, "seed": 0},
+        {"epochs": 10, "batch_size": 128, "lr": 1e-3, "seed": 0},
         from_classifier=True,  # from random weights it may never start to learn at this ε
     ),
     "mnist-magnet": Recipe(
@@ -68,7 +68,7 @@ RECIPES: dict[str, Recipe] = {
     "mnist-vae": Recipe(
         "mnist-vae",
         lambda classifier: projection.from_attacked(classifier, attacks.pgd, eps=0.3, steps=3),
-        {"epochs": 15, "batch_size": 128, "lr": 2e-3, "seed": 0},
+        {"epochs": 10, "batch_size": 128, "lr": 2e-3, "seed": 0},
     ),
     "mnist-soap": Recipe(
         "mnist-soap",
@@ -81,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
         {"epochs": 20, "batch_size": 128, "lr": 2e-3, "ema": 0.999, "seed": 0},
     ),
 }
-GAN = {"steps": 8000, "batch_size": 64, "lr": 2e-4, "seed": 0}  # of the generator
+GAN = {"steps": 4000, "batch_size": 64, "lr": 2e-4, "seed": 0}  # of the generator
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def train(
         name: of the weights, one of :func:`needed`.
         images: and labels, to train on.
         folder: of the classifier's weights, and where the new ones go.
-        checkpoint: of :func:`apudae.training.fit`; the GAN has none, and starts again.
+        checkpoint: of :func:`apudae.training.fit` or :func:`~apudae.projection.train_gan`.
         progress: show a bar.
         changes: options that differ from the recipe's, such as ``epochs=1``.
 
@@ -215,7 +215,8 @@ def train(
     if name == "mnist-generator":
         options, architecture = GAN | changes, name
         net, critic = (models.build(part).to(device) for part in (name, "mnist-critic"))
-        projection.train_gan(net, critic, images.images, **options)
+        more = {"checkpoint": checkpoint, "progress": _says if progress else None}
+        projection.train_gan(net, critic, images.images, **options, **more)
     elif name in RECIPES:
         recipe = RECIPES[name]
         options, architecture = recipe.options | changes, recipe.architecture
@@ -238,6 +239,11 @@ def train(
     return checkpoints.load(name, folder, device=device)
 
 
+def _says(step: int, distance: float) -> None:
+    if step % 500 == 0:
+        print(f"step {step}: distance {distance:.2f}", flush=True)
+
+
 def train_missing(root: Path | None, folder: Path, work: Path) -> None:
     """Train on the full MNIST what a folder of weights lacks, the quick first.
 
@@ -246,13 +252,14 @@ def train_missing(root: Path | None, folder: Path, work: Path) -> None:
         folder: of the weights.
         work: where unfinished trainings wait to be gone on with.
     """
+    missing = [name for name in needed() if name not in checkpoints.names(folder)]
+    if not missing:
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = data.load("mnist", "train", profile="full", root=root)
     images = Split(*(part.to(device) for part in images))
     work.mkdir(parents=True, exist_ok=True)
-    for name in needed():
-        if name in checkpoints.names(folder):
-            continue
-        print(name, flush=True)
+    for name in missing:
+        print(f"training {name}", flush=True)
         train(name, images, folder, checkpoint=work / f"{name}.pt")
         (work / f"{name}.pt").unlink(missing_ok=True)

@@ -16,10 +16,12 @@ the reference budget or a lighter one, on 200 official test digits: records ``mn
 Many hours on two CPU cores; it goes on where it was stopped. It needs the full MNIST.
 
 ``mnist-baselines`` trains the networks of the published defenses, those that are missing, into
-``apudae/weights/``. It goes on where it was stopped; only the GAN starts again.
+``apudae/weights/``. It goes on where it was stopped. Two hours on two CPU cores.
 
 ``mnist`` compares all defenses under weak and strong attackers: record ``mnist``. Each row is
-stored when it is done, the cheap ones first. ``--profile quick`` makes a small one.
+stored when it is done, the cheap ones first; it goes on where it was stopped. It needs the full
+MNIST. ``--profile quick`` makes a small record, ``mnist_quick``, of bundled digits; ``--only``
+takes some of the defenses, so that several runs can share the work.
 
 ``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
 in ``apudae/results/gpu_training.json``. What is stored already is not run again.
@@ -45,7 +47,9 @@ from . import (
     checkpoints,
     comparison,
     data,
+    lineup,
     models,
+    overview,
     records,
     robustness,
     scores,
@@ -146,7 +150,6 @@ def mnist_weights(root: Path | None, folder: Path, results: Path) -> None:
 # What one GPU is to train: model, data, the options of training.fit, and the seconds it may take.
 _DAE = {"task": "denoising", "optimizer": "adamw", "lr": 3e-3}
 _CIFAR = {"data": "cifar10-jpeg", "augment": True, "batch_size": 512, "ema": 0.995}
-_COMMAND = "python -m apudae.experiments"
 GPU_RUNS: dict[str, dict[str, Any]] = {
     "MNIST classifier": {"model": "mnist-cnn", "data": "mnist", "seconds": 20}
     | CLASSIFIER_TRAINING
@@ -206,44 +209,11 @@ def _gpu_runs(results: Path) -> dict[str, Any]:
     return records.load("gpu_training", results)["runs"]
 
 
-def status(folder: Path, results: Path) -> list[tuple[str, str, str]]:
+def status(folder: Path, results: Path) -> list[overview.Line]:
     """What there is and what is missing: rows of kind, name, and state or the command to run."""
-    rows = []
-    missing = f"missing: {_COMMAND} mnist-weights"
-    for name in ("mnist-cnn", "mnist-dae"):
-        there = name in checkpoints.names(folder)
-        rows.append(("weights", name, "there" if there else missing))
-    for name in baselines.needed():
-        state = (
-            "there" if name in checkpoints.names(folder) else f"missing: {_COMMAND} mnist-baselines"
-        )
-        rows.append(("weights", name, state))
-    state = missing
-    if "mnist_selection" in records.names(results):
-        state = f"there, {records.load('mnist_selection', results)['made']['device']}"
-    rows.append(("record", "mnist_selection", state))
-    state = f"missing: {_COMMAND} mnist-variants (about an hour on two CPU cores)"
-    if comparison.RECORD in records.names(results):
-        found = records.load(comparison.RECORD, results)
-        state = f"there, {found['made']['device']}"
-        if "chosen" not in found or len(found["rows"]["test"]) < comparison.TEST_ROWS:
-            state = f"begun; goes on with {_COMMAND} mnist-variants"
-    rows.append(("record", comparison.RECORD, state))
-    there = records.names(results)
-    for name in robustness.expected():
-        command = "mnist-ladder" if name == robustness.LADDER else "mnist-robustness"
-        state = f"missing: {_COMMAND} {command}"
-        if name in there:
-            state = f"there, {records.load(name, results)['made']['device']}"
-            if not robustness.is_complete(name, results):
-                state = f"begun; goes on with {_COMMAND} {command}"
-        rows.append(("record", name, state))
-    left = len(versus.missing("full", results))
-    state = f"missing: {_COMMAND} mnist" if versus.RECORDS["full"] not in there else "there"
-    rows.append(("record", "mnist", f"{state} ({left} rows to go)" if left else state))
-    done = _gpu_runs(results)
+    rows, done = overview.lines(folder, results), _gpu_runs(results)
     for name in GPU_RUNS:
-        state = f"not measured: {_COMMAND} gpu-training, on a GPU"
+        state = f"not measured: {overview.COMMAND} gpu-training, on a GPU"
         if name in done:
             state = f"{done[name]['seconds']:.1f} s, wanted at most {done[name]['limit']} s"
         rows.append(("GPU figure", name, state))
@@ -314,7 +284,10 @@ def main(argv: list[str] | None = None) -> None:
         help="where what was stopped waits (default: ./runs)",
     )
     parser.add_argument(
-        "--profile", choices=versus.PROFILES, default="full", help="of the comparison (full)"
+        "--profile", choices=lineup.PROFILES, default="full", help="of the comparison (full)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="DEFENSE", help="defenses to compare (default: all)"
     )
     args = parser.parse_args(argv)
     if args.name == "mnist-weights":
@@ -330,13 +303,13 @@ def main(argv: list[str] | None = None) -> None:
             ),
             "mnist-baselines": lambda: baselines.train_missing(args.root, args.weights, args.work),
             "mnist": lambda: versus.mnist(
-                args.root, args.weights, args.results, args.work, args.profile
+                args.root, args.weights, args.results, args.work, args.profile, args.only
             ),
             "gpu-training": lambda: gpu_training(args.root, args.results),
         }
         try:
             jobs[args.name]()
-        except (FileNotFoundError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             sys.exit(f"error: {error}")
     else:
         for kind, name, state in status(args.weights, args.results):

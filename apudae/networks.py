@@ -174,21 +174,25 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """Noise in 28×28 digits: ``(images in [-1, 1] plus noise, levels [N])`` -> the noise.
 
+    It sees 2×2 pixels as four features, which makes it about five times as fast.
+
     Args:
-        width: features at full size; twice as many at half and at a quarter.
+        width: features at 14×14; twice as many at 7×7.
     """
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.width, told = width, 4 * width
+        self.width, told, wide = width, 4 * width, 2 * width
         self.tell = nn.Sequential(nn.Linear(width, told), nn.SiLU(), nn.Linear(told, told))
-        self.begin = nn.Conv2d(1, width, 3, padding=1)
-        wide = 2 * width
-        self.down = nn.ModuleList([Block(width, width, told), Block(width, wide, told)])
-        self.middle = nn.ModuleList([Block(wide, wide, told), Block(wide, wide, told)])
-        self.up = nn.ModuleList([Block(2 * wide, wide, told), Block(wide + width, width, told)])
+        self.begin = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, width, 3, padding=1))
+        self.down = Block(width, width, told)
+        self.middle = nn.ModuleList([Block(width, wide, told), Block(wide, wide, told)])
+        self.up = Block(wide + width, width, told)
         self.end = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1)
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, 4, 3, padding=1),
+            nn.PixelShuffle(2),
         )
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
@@ -196,14 +200,8 @@ class UNet(nn.Module):
         speeds = torch.exp(-math.log(10_000) * torch.arange(half, device=z.device) / half)
         angles = t[:, None].to(z.dtype) * speeds.to(z.dtype)
         told = self.tell(torch.cat([angles.sin(), angles.cos()], 1))
-        h, kept = self.begin(z), []
-        for block in self.down:
-            h = block(h, told)
-            kept.append(h)
-            h = F.avg_pool2d(h, 2)
+        kept = self.down(self.begin(z), told)
+        h = F.avg_pool2d(kept, 2)
         for block in self.middle:
             h = block(h, told)
-        for block in self.up:
-            h = F.interpolate(h, scale_factor=2)
-            h = block(torch.cat([h, kept.pop()], 1), told)
-        return self.end(h)
+        return self.end(self.up(torch.cat([F.interpolate(h, scale_factor=2), kept], 1), told))

@@ -171,12 +171,14 @@ def plan(
             add("BPDA", "white box", attacks.apgd, BPDA(model), 0.4, **apgd)
         if isinstance(model.purifier, Purifier):
             add("BPDA, averaged", "white box", attacks.apgd, Averaged(model), 0.5, **apgd)
-            for weight in budget.weights:
+            without = isinstance(model.purifier.dae, nn.Identity)  # no error to keep low
+            for weight in () if without else budget.weights:
                 name = f"reconstruction-aware, λ = {weight:g}"
                 add(name, "white box", attacks.pgd, ReconstructionAware(model, weight), 0.4, **pgd)
-        if isinstance(model.purifier, Adaptive):
+        walk = getattr(model.purifier, "widest", model.purifier)  # of several walks, as in SOAP
+        if isinstance(walk, Adaptive):
             flat = x[0].numel() ** 0.5 if options["norm"] == "l2" else 1
-            for name, other in smooth(model.purifier, x[:50], radius=options["eps"] / flat).items():
+            for name, other in smooth(walk, x[:50], radius=options["eps"] / flat).items():
                 view = Surrogate(model, Defended(model.classifier, other))
                 add(f"surrogate: {name}", "surrogate", attacks.apgd, view, 1.3, **apgd)
     if masked and not isinstance(getattr(model, "purifier", None), Purifier):

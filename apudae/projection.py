@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 
+from .checkpoints import write_torch
 from .checks import check_count, check_number, evaluating
+from .data import fingerprint
 from .norms import uniforms
 from .purifier import Purifier, Watch
 from .tasks import Task
@@ -121,7 +124,7 @@ class DefenseGAN(Purifier):
                 code, wanted, speed = code.clone(), wanted.detach().clone(), speed.clone()
             for _ in range(self.steps):
                 if graph:
-                    code, speed = checkpoint(
+                    code, speed = recomputed(
                         self._step, code, speed, wanted, True, use_reentrant=False
                     )
                 else:
@@ -159,6 +162,7 @@ def train_gan(
     lr: float = 1e-4,
     penalty: float = 10.0,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train a Wasserstein GAN with a gradient penalty, in place (Gulrajani et al. 2017, alg. 1).
@@ -175,21 +179,38 @@ def train_gan(
         lr: of Adam with β 0 and 0.9, for both.
         penalty: weight of the gradient penalty.
         seed: of order, codes and mixtures.
+        checkpoint: a file that holds the whole state, written every 100 steps; if it is there
+            already and was made with the same settings and images, training goes on from it.
         progress: called with step and distance every 100 steps.
 
     Returns:
         The critic's estimate of the Wasserstein distance, every 100 steps.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings.
+        RuntimeError: the critic's loss is no longer finite.
     """
     draws = {"generator": torch.Generator(images.device).manual_seed(seed), "device": images.device}
     makers = [
         torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.9)) for net in (generator, critic)
     ]
-    distances = []
+    whole = [generator, critic, *makers]
+    settings = {"steps": steps, "batch_size": batch_size, "critic_steps": critic_steps, "lr": lr}
+    settings |= {"penalty": penalty, "seed": seed, "images": fingerprint(images)}
+    path, first, distances = Path(checkpoint or ""), 1, []
+    if checkpoint is not None and path.is_file():
+        old = torch.load(path, map_location="cpu", weights_only=True)
+        if old["settings"] != settings:
+            raise ValueError(f"checkpoint: {path} was made with other settings; move it")
+        for part, state in zip(whole, old["whole"], strict=True):
+            part.load_state_dict(state)
+        draws["generator"].set_state(old["draws"])
+        first, distances = old["step"] + 1, old["distances"]
 
     def drawn() -> Tensor:
         return generator(torch.randn(batch_size, generator.latent, **draws))
 
-    for step in range(1, steps + 1):
+    for step in range(first, steps + 1):
         for _ in range(critic_steps):
             real = images[torch.randint(len(images), (batch_size,), **draws)]
             with torch.no_grad():
@@ -209,6 +230,10 @@ def train_gan(
             distances.append(distance.item())
             if not math.isfinite(distances[-1]):
                 raise RuntimeError(f"the loss is {distances[-1]} at step {step}; lower lr")
+            if checkpoint is not None:
+                state = {"whole": [part.state_dict() for part in whole], "step": step}
+                state |= {"draws": draws["generator"].get_state(), "distances": distances}
+                write_torch(path, state | {"settings": settings})
             if progress is not None:
                 progress(step, distances[-1])
     return distances

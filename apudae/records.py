@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def save(
     whole = {"schema": SCHEMA, "made": provenance(device), **record}
     write_aside(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
     return path
+
+
+def older(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of rows or records by name, those that another version of this package made: its version."""
+    made = {
+        name: row.get("made", row).get("apudae", "an unknown one") for name, row in rows.items()
+    }
+    return {name: version for name, version in made.items() if version != __version__}
 
 
 def pack(outcomes: Tensor) -> str:

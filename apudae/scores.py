@@ -11,7 +11,15 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from . import parallel
-from .checks import check_count, check_images, check_labels, check_logits, evaluating, logits_of
+from .checks import (
+    ask,
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    evaluating,
+    logits_of,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,14 @@ class Accuracy:
 
 
 @torch.no_grad()
-def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Tensor:
+def outcomes(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    index: Tensor | None = None,
+    batch_size: int = 250,
+) -> Tensor:
     """Which images the model gets right: bool ``[N]``, in evaluation mode, mode restored.
 
     Several processes share the images, and each gets all the answers.
@@ -61,6 +76,8 @@ def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -
         model: images -> logits.
         x: images ``[N, C, H, W]`` in [0, 1].
         y: int64 labels ``[N]``.
+        index: numbers of the images, int64 ``[N]``. With them a random model makes draw 0 of each
+            image, see :func:`apudae.checks.ask`; without, it is called as it is.
         batch_size: images per forward pass.
     """
     check_images(x)
@@ -70,7 +87,10 @@ def outcomes(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -
     with evaluating(model):
         for start in range(parallel.rank() * batch_size, len(x), parallel.world() * batch_size):
             part = slice(start, start + batch_size)
-            logits = logits_of(model, x[part])
+            if index is None:
+                logits = logits_of(model, x[part])
+            else:
+                logits = ask(model, x[part], index=index[part])
             check_logits(logits, y[part])
             right[part] = (logits.argmax(1) == y[part]).int()
     return parallel.total(right).bool()

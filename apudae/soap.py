@@ -10,6 +10,7 @@ moved, by sign steps, to where the decoder reconstructs it well::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_number
+from .descent import Sign
 from .purification import Adaptive
 from .purifier import Purifier, Watch
 from .tasks import Task
@@ -66,7 +68,7 @@ class Soap(Purifier):
     away than the radius. Each image keeps the result of the radius whose own error is least.
 
     That is the paper's rule. (The authors' code takes the mean error of the whole batch there, and
-    so one radius for all of its images.)
+    so one radius for all of its images.) Radii further than sign steps can go are walked once.
 
     Args:
         net: with ``reconstruct(x)``, such as :class:`~apudae.networks.SharedAutoencoder`.
@@ -90,15 +92,20 @@ class Soap(Purifier):
         if not radii:
             raise ValueError("radii: expected at least one")
         options = {"stepper": "sign", "steps": steps, "step_size": step_size} | changes
-        self.walks = nn.ModuleList(
-            Adaptive(self.dae, eps=radius, precision=precision, **options) for radius in radii
-        )
+        walks = [Adaptive(self.dae, eps=r, precision=precision, **options) for r in sorted(radii)]
+        reach = steps * step_size if isinstance(walks[0].stepper, Sign) else math.inf
+        short = [walk for walk in walks if walk.eps < reach]
+        self.radii, self.walks = tuple(radii), nn.ModuleList(short + walks[len(short) :][:1])
+
+    @property
+    def widest(self) -> Adaptive:
+        """The walk with the largest radius, which an attacker can take for all of them."""
+        return self.walks[-1]
 
     def replace(self, **changes: object) -> Soap:
         """The same purifier with other options of its walks, such as a smooth stepper."""
         options = {k: v for k, v in self.walks[0].options.items() if k not in ("eps", "seed")}
-        radii = [walk.eps for walk in self.walks]
-        return Soap(self.dae.net, radii=radii, **{**options, **changes})
+        return Soap(self.dae.net, radii=self.radii, **{**options, **changes})
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
         ends = torch.stack([walk(x, index, draw) for walk in self.walks])

@@ -4,14 +4,18 @@
 and attack. *Weak* attacks aim at the bare classifier and have never heard of the defense. *Strong*
 is :func:`apudae.evaluation.evaluate`, each image's worst case. Cheap rows come first, so that a run
 that was stopped is of use, and every row that is there is kept.
+
+The verdict on the book's own purification has records of its own (:mod:`apudae.robustness`); the
+full comparison takes it from there. :mod:`apudae.standings` reads both.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,75 +23,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import attacks, baselines, checkpoints, data, records, robustness, scores
+from . import attacks, baselines, checkpoints, data, records, scores
+from .checks import ask
 from .evaluation import evaluate, model_fingerprint
-from .plan import BUDGETS, Budget, seconds_per_pass
+from .lineup import (
+    CLEAN,
+    CW,
+    DEFENSES,
+    PROFILES,
+    RECORDS,
+    SEARCHES,
+    STRONG,
+    WEAK,
+    Prices,
+    Profile,
+    attacked,
+    key,
+    load_models,
+)
 from .purification import Defended
 
-EPSILONS = (0.1, 0.2, 0.3)
-OURS = {"direct": "direct", "adaptive, chosen": "chosen", "adaptive, default": "default"}
-DEFENSES = ("no defense", *OURS, *baselines.BASELINES)
-WEAK: dict[str, Callable[..., Tensor]] = {
-    "noise": attacks.noise,
-    "FGSM": attacks.fgsm,
-    "R-FGSM": attacks.rfgsm,
-    "BIM": attacks.bim,
-    "PGD": partial(attacks.pgd, steps=50),
-}
-CLEAN, CW, STRONG = "clean", "C&W", "protocol"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How much of everything.
-
-    Attributes:
-        data: profile of the test images, see :func:`apudae.data.load`.
-        weak: images under the weak attacks.
-        cw: images under C&W, which is slow.
-        strong: images under the protocol.
-        epsilons: of the protocol; the weak attacks have all of :data:`EPSILONS`.
-        budget: of the protocol.
-    """
-
-    data: str
-    weak: int
-    cw: int
-    strong: int
-    epsilons: tuple[float, ...]
-    budget: Budget
-
-
-PROFILES = {
-    "quick": Profile(
-        data="quick",
-        weak=500,
-        cw=50,
-        strong=20,
-        epsilons=(0.2,),
-        budget=Budget(pgd=20, apgd=20, targets=2, queries=100, draws=1, weights=(0.1,)),
-    ),
-    "full": Profile(
-        data="full", weak=10_000, cw=500, strong=200, epsilons=EPSILONS, budget=BUDGETS["quick"]
-    ),
-}
-
-
-RECORDS = {"quick": "mnist_quick", "full": "mnist"}
-
-
-def defense(name: str, classifier: nn.Module, dae: nn.Module, folder: Path) -> nn.Module:
-    """One of :data:`DEFENSES`, images -> logits."""
-    if name == "no defense":
-        return classifier
-    if name in OURS:
-        return robustness.defended(OURS[name], classifier, dae)
-    return baselines.build(name, classifier, folder)
-
-
-def key(name: str, attack: str, eps: float = 0.0) -> str:
-    """Of a row in the record."""
-    return f"{name} | {attack} | {eps:g}"
+PIECE = 1000  # images between two savings of a weak row
+PROVENANCE = ("apudae", "torch", "device", "date")  # of each row
 
 
 class Comparison:
@@ -99,7 +56,8 @@ class Comparison:
         root: of the data.
         weights: folder of them.
         results: folder of the records.
-        work: folder where an evaluation that was stopped waits.
+        work: folder where a row that was stopped waits.
+        only: defenses to measure; all without. Runs for different ones can share a record.
 
     Raises:
         ValueError: the record was made with other settings; each is named.
@@ -114,100 +72,123 @@ class Comparison:
         weights: Path,
         results: Path,
         work: Path,
+        only: list[str] | None = None,
     ) -> None:
         self.record, self.profile = record, profile
         self.results, self.work = results, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        load = partial(checkpoints.load, folder=weights, device=self.device)
-        classifier, dae = load("mnist-cnn"), load("mnist-dae")
-        self.models = {
-            name: defense(name, classifier, dae, weights)
-            for name in DEFENSES
-            if name not in baselines.BASELINES or baselines.is_trained(name, weights)
-        }
+        unknown = sorted(set(only or ()) - set(DEFENSES))
+        if unknown:
+            raise ValueError(f"only: expected {', '.join(DEFENSES)}; got {', '.join(unknown)}")
+        models = load_models(weights, self.device)
+        self.models = {k: model for k, model in models.items() if not only or k in only}
         test = data.load("mnist", "test", profile=profile.data, root=root).take(profile.weak)
         self.x, self.y = (part.to(self.device) for part in test)
-        self.settings = {
+        settings = {
             "what": "which test digits are read correctly under attacks that do not know of the "
             "defense, and in the worst case over attacks that do",
-            "profile": json.loads(json.dumps(asdict(profile))),  # tuples as they come back
-            "data": {"n": len(self.x), "sha256": data.fingerprint(self.x)},
+            "profile": asdict(profile),
+            "weak": {"BIM": "10 steps", "PGD": "50 steps", CW: SEARCHES, "seed": 0},
+            "data": {"split": "test", "n": len(self.x), "sha256": data.fingerprint(self.x)},
             "outcomes": "in the order of the split: records.unpack(text, n); of the protocol on a "
-            "random model how many of 20 fresh draws were misread, per image",
+            "random model how many of the fresh draws were misread, per image",
         }
-        self.rows: dict[str, dict[str, Any]] = {}
-        if record in records.names(results):
-            old = records.load(record, results)
-            differ = [k for k, v in self.settings.items() if old.get(k) != v]
-            if differ:
-                raise ValueError(
-                    f"{results / record}.json was made with another {', '.join(differ)}; move it"
-                )
-            self.rows = old["rows"]
+        self.settings = json.loads(json.dumps(settings))  # tuples as they come back
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.rows = self._stored()["rows"]
+        self._kept: tuple[tuple[str, float], dict[tuple, Tensor]] = ("", 0.0), {}
 
     def run(self) -> None:
         """Fill in what is missing, the cheap first, and store after every row."""
-        for text, job in self.jobs():
+        jobs = self.jobs()
+        left, spent, guessed = sum(price for _, price, _ in jobs), 0.0, 0.0
+        for k, (text, price, job) in enumerate(jobs, 1):
             start = time.perf_counter()
             row = job()
-            row["seconds"] = round(time.perf_counter() - start, 1)
-            row["made"] = records.provenance(self.device)["date"]
-            self.rows[text] = row
-            whole = self.settings | {"rows": self.rows}
-            records.save(self.record, whole, device=self.device, folder=self.results)
-            print(f"{text}: {row['correct']} of {row['n']}, {row['seconds']} s", flush=True)
+            seconds = time.perf_counter() - start
+            made = records.provenance(self.device)
+            row |= {"seconds": round(seconds, 1)} | {p: made[p] for p in PROVENANCE}
+            self._store(rows={text: row})
+            self._forget(text)
+            left, spent, guessed = left - price, spent + seconds, guessed + price
+            to_go = left * min(spent / guessed, 1.0) / 60
+            print(
+                f"{k} of {len(jobs)}  {text}: {row['correct']} of {row['n']}, {seconds:.1f} s; "
+                f"at most about {to_go:.0f} min to go",
+                flush=True,
+            )
+        if not self.models.keys() <= self._stored()["ms_per_image"].keys():
+            self._store(ms_per_image=self._times())
 
-    def jobs(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-        """What is missing, by key, in the order of cost."""
-        cost = {
-            name: seconds_per_pass(model, self.x[:8], self.y[:8])[0]
-            for name, model in self.models.items()
-        }
-        names = sorted(self.models, key=cost.__getitem__)
-        known: dict[tuple[int, str, float], Tensor] = {}  # attacked images, shared by classifiers
-        for attack, eps in self._weak():
-            for name in names:
-                if (text := key(name, attack, eps)) not in self.rows:
-                    yield text, partial(self._attack, name, attack, eps, known)
-            known.clear()
-        for eps in sorted(self.profile.epsilons, reverse=True):  # more fall, so it costs less
-            for name in names:
-                if (text := key(name, STRONG, eps)) not in self.rows:
-                    yield text, partial(self._evaluate, name, eps)
+    def jobs(self) -> list[tuple[str, float, Callable[[], dict[str, Any]]]]:
+        """What is missing, the cheap first: key, seconds it takes at most, and what to do."""
+        missing = [
+            (name, attack, eps)
+            for name in self.models
+            for attack, eps in attacked(self.profile, name)
+            if key(name, attack, eps) not in self.rows
+        ]
+        prices = Prices(self.models, self.profile, self.x[:8], self.y[:8]) if missing else None
+        found = []
+        for name, attack, eps in missing:
+            price, text = prices.seconds(name, attack, eps), key(name, attack, eps)
+            if attack == STRONG:
+                first = prices.seconds(name, attack, self.profile.epsilons[0])
+                order = (1, first, self.profile.epsilons.index(eps))
+                job = partial(self._evaluate, name, eps)
+            else:  # attacked images are shared, so what is made from the same ones is together
+                order = (0, [CLEAN, *WEAK, CW].index(attack), eps, price)
+                job = partial(self._attack, name, attack, eps)
+            found.append((order, (text, price, job)))
+        return [what for _, what in sorted(found, key=lambda pair: pair[0])]
 
-    def _weak(self) -> Iterator[tuple[str, float]]:
-        yield CLEAN, 0.0
-        for name in WEAK:
-            yield from ((name, eps) for eps in EPSILONS)
-        yield CW, 0.0
+    def _attack(self, name: str, attack: str, eps: float) -> dict[str, Any]:
+        """One weak attack, on the classifier that stands behind the defense, piece by piece."""
+        model, n = self.models[name], self.profile.n(name, attack)
+        text = key(name, attack, eps)
+        begun = {"settings": self.settings, "row": text, "model": self._model(name)}
+        right, moved = torch.zeros(n, dtype=torch.bool), torch.zeros(n)
+        done, path = 0, self._partial(text)
+        if path.is_file():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            if begun.items() <= old.items():
+                done = old["done"]
+                right[:done] = records.unpack(old["outcomes"], done)
+                moved[:done] = torch.tensor(old["moved"])
+        while done < n:
+            part = slice(done, min(done + PIECE, n))
+            x, y, index = self.x[part], self.y[part], torch.arange(n)[part]
+            found = self._attacked(model, attack, eps, part)
+            right[part] = scores.outcomes(model, found, y, index=index).cpu()
+            moved[part] = (found - x).flatten(1).norm(dim=1).cpu()
+            done = part.stop
+            so_far = {"outcomes": records.pack(right[:done]), "moved": moved[:done].tolist()}
+            whole = json.dumps(begun | {"done": done} | so_far)
+            checkpoints.write_aside(path, whole.encode())
+        row = self._row(name, right)
+        return row | ({"l2": round(moved.mean().item(), 3)} if attack == CW else {})
 
-    def _attack(
-        self, name: str, attack: str, eps: float, known: dict[tuple[int, str, float], Tensor]
-    ) -> dict[str, Any]:
-        """One weak attack, on the classifier that stands behind the defense."""
-        model = self.models[name]
+    def _attacked(self, model: nn.Module, attack: str, eps: float, part: slice) -> Tensor:
+        """Images of the classifier behind a defense; kept, for other defenses need them too."""
         classifier = model.classifier if isinstance(model, Defended) else model
-        n = self.profile.cw if attack == CW else self.profile.weak
-        x, y = self.x[:n], self.y[:n]
-        where = id(classifier), attack, eps
+        if self._kept[0] != (attack, eps):
+            self._kept = (attack, eps), {}
+        known, where = self._kept[1], (id(classifier), part.start, part.stop)
         if where not in known:
+            x, y, index = self.x[part], self.y[part], torch.arange(len(self.x))[part]
             if attack == CLEAN:
                 known[where] = x
             elif attack == CW:
-                known[where] = attacks.cw(classifier, x, y)
+                known[where] = attacks.cw(classifier, x, y, **SEARCHES)
             else:
-                known[where] = WEAK[attack](classifier, x, y, eps=eps)
-        found = known[where]
-        right = scores.outcomes(model, found, y)
-        row = self._row(name, n, right)
-        if attack == CW:
-            row["l2"] = round((found - x).flatten(1).norm(dim=1).mean().item(), 3)
-        return row
+                options = attacks.taken(WEAK[attack], {"eps": eps, "index": index})
+                known[where] = WEAK[attack](classifier, x, y, **options)
+        return known[where]
 
     def _evaluate(self, name: str, eps: float) -> dict[str, Any]:
         """The protocol."""
-        n = self.profile.strong
-        self.work.mkdir(parents=True, exist_ok=True)
+        n = self.profile.n(name, STRONG)
+        path = self._partial(key(name, STRONG, eps)).with_suffix("")
         report = evaluate(
             self.models[name],
             self.x[:n],
@@ -216,35 +197,89 @@ class Comparison:
             budget=self.profile.budget,
             curves=False,
             title=name,
-            record=self.work / f"{self.record}_{DEFENSES.index(name)}_{eps:g}",
+            record=path,
         )
         right = report.right()
-        row = self._row(name, n, right == 1 if report.draws > 1 else right)
+        row = self._row(name, right == 1 if report.draws > 1 else right)
         if report.draws > 1:
             row["misread"] = report.rescored
             row["correct"] = round(right.sum().item(), 2)
-        row["standing"] = {r.name: sum(m == 0 for m in r.misread) for r in report.rows}
+        worst, row["stands"] = torch.zeros(n, dtype=torch.float64), {}
+        for attack in report.rows:
+            misread = torch.tensor(attack.misread).clamp(min=0).double() / report.draws
+            worst = torch.maximum(worst, misread)
+            row["stands"][attack.name] = round((1 - worst).sum().item(), 2)
         row["warnings"] = {finding.name: finding.seen for finding in report.findings}
         return row
 
-    def _row(self, name: str, n: int, right: Tensor) -> dict[str, Any]:
-        sha256 = model_fingerprint(self.models[name])
-        correct = int(right.sum())
-        return {"n": n, "correct": correct, "model": sha256[:16], "outcomes": records.pack(right)}
+    @torch.no_grad()
+    def _times(self) -> dict[str, float]:
+        """Milliseconds per image: the median of five passes, after one more."""
+        x, index, found = self.x[:100], torch.arange(100), {}
+        for name, model in self.models.items():
+            taken = []
+            for _ in range(6):
+                start = time.perf_counter()
+                ask(model, x, index=index[: len(x)]).sum().item()  # waits for a GPU
+                taken.append(1000 * (time.perf_counter() - start) / len(x))
+            found[name] = round(statistics.median(taken[1:]), 4)
+        return found
+
+    def _row(self, name: str, right: Tensor) -> dict[str, Any]:
+        whole = {"n": len(right), "correct": int(right.sum()), "outcomes": records.pack(right)}
+        return whole | {"model": self._model(name)}
+
+    def _model(self, name: str) -> str:
+        return model_fingerprint(self.models[name])[:16]
+
+    def _partial(self, text: str) -> Path:
+        """Where a row that was stopped waits."""
+        name, attack, eps = text.split(" | ")
+        return (
+            self.work / f"{self.record}_{DEFENSES.index(name)}_{attack.replace('&', '')}_{eps}.json"
+        )
+
+    def _forget(self, text: str) -> None:
+        """What a finished row has left, its strongest images too."""
+        path = self._partial(text)
+        path.unlink(missing_ok=True)
+        for images in path.parent.glob(f"{path.stem}-*.safetensors"):
+            images.unlink()
+
+    def _stored(self) -> dict[str, Any]:
+        """The record as it is, or an empty one."""
+        if self.record not in records.names(self.results):
+            return {"rows": {}, "ms_per_image": {}}
+        old = records.load(self.record, self.results)
+        differ = [k for k, v in self.settings.items() if old.get(k) != v]
+        if differ:
+            raise ValueError(
+                f"{self.results / self.record}.json was made with another {', '.join(differ)}; "
+                "move it or name another folder"
+            )
+        return old
+
+    def _store(self, **new: dict[str, Any]) -> None:
+        """Into the record as it is now: another run may have added rows of other defenses."""
+        old = self._stored()
+        whole = {part: old[part] | new.get(part, {}) for part in ("ms_per_image", "rows")}
+        self.rows = whole["rows"]
+        save = partial(records.save, device=self.device, folder=self.results)
+        save(self.record, self.settings | whole)
 
 
-def mnist(root: Path | None, weights: Path, results: Path, work: Path, profile: str) -> None:
-    """Fill the record of a profile: ``mnist``, or ``mnist_quick``."""
-    record = RECORDS[profile]
+def mnist(
+    root: Path | None,
+    weights: Path,
+    results: Path,
+    work: Path,
+    profile: str,
+    only: list[str] | None = None,
+) -> None:
+    """Train what is missing, and fill the record of a profile: ``mnist``, or ``mnist_quick``."""
+    baselines.train_missing(root, weights, work)
     where = {"root": root, "weights": weights, "results": results, "work": work}
-    Comparison(record, PROFILES[profile], **where).run()
-
-
-def missing(profile: str, results: Path = records.RESULTS) -> list[str]:
-    """Keys of the rows that a record does not have yet, in no order of cost."""
-    p, record = PROFILES[profile], RECORDS[profile]
-    attacked = [(CLEAN, 0.0), (CW, 0.0), *((a, e) for a in WEAK for e in EPSILONS)]
-    attacked += [(STRONG, eps) for eps in p.epsilons]
-    wanted = [key(name, *pair) for name in DEFENSES for pair in attacked]
-    there = records.load(record, results)["rows"] if record in records.names(results) else {}
-    return [text for text in wanted if text not in there]
+    table = Comparison(RECORDS[profile], PROFILES[profile], **where, only=only)
+    for text in records.older(table.rows):
+        print(f"made by older code, and kept: {text}", flush=True)
+    table.run()

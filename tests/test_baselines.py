@@ -151,6 +151,33 @@ def test_a_gan_learns_a_mean():
     assert (drawn.mean(0) - real.mean(0)).abs().mean() < 0.05
 
 
+def test_a_gan_goes_on_where_it_was_killed(tmp_path):
+    real = torch.rand(40, 1, 28, 28, generator=torch.manual_seed(0))
+    options = {"steps": 300, "batch_size": 2, "critic_steps": 1, "seed": 3}
+
+    def parts():
+        torch.manual_seed(5)
+        return models.build("mnist-generator", latent=2), models.build("mnist-critic")
+
+    def dies(step, distance):
+        if step == 200:
+            raise KeyboardInterrupt
+
+    whole, path = parts(), tmp_path / "gan.pt"
+    distances = train_gan(*whole, real, **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_gan(*parts(), real, **options, checkpoint=path, progress=dies)
+    seen, again = [], parts()
+    go_on = {"checkpoint": path, "progress": lambda step, distance: seen.append(step)}
+    assert train_gan(*again, real, **options, **go_on) == distances
+    assert seen == [300]
+    for one, other in zip(whole, again, strict=True):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key])
+    with pytest.raises(ValueError, match=r"gan\.pt was made with other settings; move it"):
+        train_gan(*parts(), real, **options | {"seed": 4}, checkpoint=path)
+
+
 @pytest.mark.parametrize(
     ("name", "task"),
     [

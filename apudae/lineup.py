@@ -1,0 +1,164 @@
+"""What is compared on MNIST: defenses, weak attacks, how many images, and what a row costs.
+
+:mod:`apudae.versus` runs it, :mod:`apudae.standings` reads what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import attacks, baselines, checkpoints, records, robustness
+from .plan import BUDGETS, Budget, plan, seconds_per_pass
+from .purification import Defended
+
+EPSILONS = (0.1, 0.2, 0.3)
+OURS = {"direct": "direct", "adaptive, chosen": "chosen", "adaptive, default": "default"}
+DEFENSES = ("no defense", *OURS, *baselines.BASELINES)
+WEAK: dict[str, Callable[..., Tensor]] = {
+    "noise": attacks.noise,
+    "FGSM": attacks.fgsm,
+    "R-FGSM": attacks.rfgsm,
+    "BIM": attacks.bim,
+    "PGD": partial(attacks.pgd, steps=50),
+}
+CLEAN, CW, STRONG = "clean", "C&W", "protocol"
+SEARCHES = {"steps": 200, "searches": 5}  # of C&W
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of everything.
+
+    Attributes:
+        data: profile of the test images, see :func:`apudae.data.load`.
+        weak: images under the weak attacks.
+        cw: images under C&W, which is slow.
+        strong: images under the protocol.
+        epsilons: of the protocol, in this order; the weak attacks have all of :data:`EPSILONS`.
+        budget: of the protocol.
+        fewer: images under the weak attacks and the protocol, of defenses that are slow.
+        ours: whether :data:`OURS` are put under the protocol here.
+    """
+
+    data: str
+    weak: int
+    cw: int
+    strong: int
+    epsilons: tuple[float, ...]
+    budget: Budget
+    fewer: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ours: bool = True
+
+    def n(self, name: str, attack: str) -> int:
+        """Images of a row."""
+        weak, strong = self.fewer.get(name, (self.weak, self.strong))
+        return strong if attack == STRONG else min(self.cw, weak) if attack == CW else weak
+
+
+PROFILES = {
+    "quick": Profile(
+        data="quick",
+        weak=500,
+        cw=50,
+        strong=20,
+        epsilons=(0.2,),
+        budget=Budget(pgd=20, apgd=20, targets=2, queries=100, draws=1, weights=(0.1,)),
+        fewer={"soap": (200, 10), "defense-gan": (100, 5), "diffpure": (200, 10)},
+    ),
+    "full": Profile(
+        data="full",
+        weak=10_000,
+        cw=500,
+        strong=1000,
+        epsilons=(0.2, 0.3, 0.1),
+        budget=BUDGETS["quick"],
+        fewer={
+            "resize and pad": (10_000, 200),
+            "soap": (2000, 50),
+            "diffpure": (10_000, 50),
+            "defense-gan": (1000, 20),
+        },
+        ours=False,
+    ),
+}
+RECORDS = {"quick": "mnist_quick", "full": "mnist"}
+
+
+def defense(name: str, classifier: nn.Module, dae: nn.Module, folder: Path) -> nn.Module:
+    """One of :data:`DEFENSES`, images -> logits."""
+    if name == "no defense":
+        return classifier
+    if name in OURS:
+        return robustness.defended(OURS[name], classifier, dae)
+    return baselines.build(name, classifier, folder)
+
+
+def load_models(weights: Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
+    """All of :data:`DEFENSES` whose weights are there, by name."""
+    load = partial(checkpoints.load, folder=weights, device=device)
+    classifier, dae = load("mnist-cnn"), load("mnist-dae")
+    return {
+        name: defense(name, classifier, dae, weights)
+        for name in DEFENSES
+        if name not in baselines.BASELINES or baselines.is_trained(name, weights)
+    }
+
+
+def key(name: str, attack: str, eps: float = 0.0) -> str:
+    """Of a row in the record."""
+    return f"{name} | {attack} | {eps:g}"
+
+
+def attacked(profile: Profile, name: str) -> list[tuple[str, float]]:
+    """Attacks and ε of all rows that a defense has under a profile."""
+    found = [(CLEAN, 0.0), *((attack, eps) for attack in WEAK for eps in EPSILONS), (CW, 0.0)]
+    strong = profile.ours or name not in OURS
+    return found + [(STRONG, eps) for eps in profile.epsilons if strong]
+
+
+def missing(profile: str, results: Path = records.RESULTS) -> list[str]:
+    """Keys of the rows that a record does not have yet, in no order of cost."""
+    p, record = PROFILES[profile], RECORDS[profile]
+    wanted = [key(name, *pair) for name in DEFENSES for pair in attacked(p, name)]
+    there = records.load(record, results)["rows"] if record in records.names(results) else {}
+    return [text for text in wanted if text not in there]
+
+
+class Prices:
+    """What rows cost at most on this machine, from one pass through each model.
+
+    Args:
+        models: by name.
+        profile: how much of everything.
+        x: a few images.
+        y: labels.
+    """
+
+    def __init__(
+        self, models: dict[str, nn.Module], profile: Profile, x: Tensor, y: Tensor
+    ) -> None:
+        self.models, self.profile, self.x = models, profile, x
+        self.passes = {name: seconds_per_pass(model, x, y) for name, model in models.items()}
+
+    def seconds(self, name: str, attack: str, eps: float) -> float:
+        """Of a row. Weak attacks count where they are made: on classifiers without a defense."""
+        model, n = self.models[name], self.profile.n(name, attack)
+        gradient, forward = self.passes[name]
+        if attack == STRONG:
+            is_random = getattr(model, "random", False)
+            ball = {"eps": eps, "norm": "linf", "seed": 0, "batch_size": None}
+            known = {"random": is_random, "classes": 10}
+            ways = plan(model, self.x, self.profile.budget, **known, **ball)
+            scoring = len(ways) * (self.profile.budget.scoring if is_random else 1)
+            spent = sum(way.gradients * gradient + way.forwards * forward for way in ways)
+            return n * (spent + scoring * forward)
+        steps = {"FGSM": 1, "R-FGSM": 1, "BIM": 10, "PGD": 50}.get(attack, 0)
+        if attack == CW:
+            steps = SEARCHES["steps"] * SEARCHES["searches"]
+        return n * (forward + (0 if isinstance(model, Defended) else steps * gradient))

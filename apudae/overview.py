@@ -1,0 +1,103 @@
+"""What is there and what is missing: ``python -m apudae.experiments status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from . import baselines, checkpoints, comparison, data, lineup, records, robustness
+from .plan import BUDGETS
+from .report import Report
+
+COMMAND = "python -m apudae.experiments"
+
+Line = tuple[str, str, str]
+
+
+def lines(weights: Path, results: Path) -> list[Line]:
+    """Rows of kind, name, and state or the command to run with about how long it takes."""
+    found = [_weights(name, "mnist-weights", weights) for name in ("mnist-cnn", "mnist-dae")]
+    found += [_weights(name, "mnist-baselines", weights) for name in baselines.needed()]
+    there = records.names(results)
+    state = f"missing: {COMMAND} mnist-weights (half an hour on two CPU cores)"
+    found.append(("record", "mnist_selection", _there("mnist_selection", results) or state))
+    state = f"missing: {COMMAND} mnist-variants (about an hour on two CPU cores)"
+    if comparison.RECORD in there:
+        old = records.load(comparison.RECORD, results)
+        state = _there(comparison.RECORD, results)
+        if "chosen" not in old or len(old["rows"]["test"]) < comparison.TEST_ROWS:
+            state = f"begun; goes on with {COMMAND} mnist-variants"
+    found.append(("record", comparison.RECORD, state))
+    found += [("record", name, _robust(name, results)) for name in robustness.expected()]
+    return found + [
+        line for profile in lineup.PROFILES for line in _compared(profile, weights, results)
+    ]
+
+
+def _weights(name: str, command: str, folder: Path) -> Line:
+    there = name in checkpoints.names(folder)
+    return "weights", name, "there" if there else f"missing: {COMMAND} {command}"
+
+
+def _there(name: str, results: Path) -> str:
+    """What made a record, with a flag where the code was older; empty where there is none."""
+    if name not in records.names(results):
+        return ""
+    record = records.load(name, results)
+    flag = "".join(f", by older code ({v})" for v in records.older({name: record}).values())
+    return f"there, {record['made']['device']}{flag}"
+
+
+def _robust(name: str, results: Path) -> str:
+    """Of one of the robustness records: its budget, and how long others like it took."""
+    command = "mnist-ladder" if name == robustness.LADDER else "mnist-robustness"
+    if _there(name, results) and robustness.is_complete(name, results):
+        return _there(name, results)
+    state = "begun; goes on with" if _there(name, results) else "missing:"
+    if name == robustness.LADDER:
+        return f"{state} {COMMAND} {command} (45 min on two CPU cores)"
+    defense, eps = name.removeprefix("mnist_robust_").rsplit("_", 1)
+    light = robustness.budget(defense, float(eps)) is robustness.LIGHT
+    taken = []
+    for other in robustness.EPSILONS:
+        path = robustness.record_name(defense, other)
+        same = robustness.budget(defense, other) == robustness.budget(defense, float(eps))
+        if same and _there(path, results) and robustness.is_complete(path, results):
+            report = Report.load(path, results)
+            taken.append((sum(row.seconds for row in report.rows) / 60, report.made["device"]))
+    about = "".join(f"; about {m:.0f} min on {where} at another ε" for m, where in taken[:1])
+    return f"{state} {COMMAND} {command} ({'light' if light else 'reference'} budget{about})"
+
+
+def _compared(profile: str, weights: Path, results: Path) -> list[Line]:
+    """A line per defense whose rows are not all there, and one for the record as a whole."""
+    missing = lineup.missing(profile, results)
+    name, p = lineup.RECORDS[profile], lineup.PROFILES[profile]
+    if not missing:
+        return [("record", name, _there(name, results))]
+    command = f"{COMMAND} mnist" + (f" --profile {profile}" if profile != "full" else "")
+    if profile != "full" and not _there(name, results):
+        return [("record", name, f"not made: {command}; a small one of your own")]
+    device = "GPU" if torch.cuda.is_available() else "CPU"
+    known = {"mnist-cnn", "mnist-dae"} <= set(checkpoints.names(weights))
+    models = lineup.load_models(weights) if known else {}
+    few = data.load("mnist", "test").take(8) if models else None
+    prices = lineup.Prices(models, p, *few) if models else None
+    state = "begun" if _there(name, results) else "missing"
+    budget = next((k for k, b in BUDGETS.items() if b == p.budget), "small")
+    found = [("record", name, f"{state}: {command} ({len(missing)} rows to go)")]
+    for defense in dict.fromkeys(text.split(" | ")[0] for text in missing):
+        rows = [text.split(" | ") for text in missing if text.startswith(f"{defense} | ")]
+        strong = sum(attack == lineup.STRONG for _, attack, _ in rows)
+        state = f"missing: {len(rows) - strong} on {p.n(defense, lineup.CLEAN)} images"
+        if strong:
+            n = p.n(defense, lineup.STRONG)
+            state += f", {strong} of the protocol ({n} images, {budget} budget)"
+        if defense in models:
+            spent = sum(prices.seconds(d, attack, float(eps)) for d, attack, eps in rows)
+            state += f", at most about {spent / 60:.0f} min on this {device}"
+        else:
+            state += f", after {COMMAND} mnist-baselines"
+        found.append(("rows", defense, state))
+    return found
