@@ -89,6 +89,7 @@ class Baseline:
     """A published defense.
 
     Attributes:
+        made_for: a weak attack that its paper stops, and ε (0 for C&W).
         source: key of the bibliography.
         what: in a few words.
         make: from the networks it needs, the whole defense, images -> logits.
@@ -96,6 +97,7 @@ class Baseline:
         retrains: whether the classifier is another one than the defended.
     """
 
+    made_for: tuple[str, float]
     source: str
     what: str
     make: Callable[[Parts], nn.Module]
@@ -109,32 +111,44 @@ def _before(purifier: Callable[[Parts], nn.Module]) -> Callable[[Parts], nn.Modu
 
 BASELINES: dict[str, Baseline] = {
     "bit depth": Baseline(
-        "xu2018", "rounds every pixel to black or white", _before(lambda p: BitDepth(1))
+        ("FGSM", 0.3),
+        "xu2018",
+        "rounds every pixel to black or white",
+        _before(lambda p: BitDepth(1)),
     ),
-    "median": Baseline("xu2018", "median of 2 × 2 pixels", _before(lambda p: Median(2))),
-    "jpeg": Baseline("guo2018", "JPEG at quality 75", _before(lambda p: JPEG(75))),
+    "median": Baseline(
+        ("C&W", 0.0), "xu2018", "median of 2 × 2 pixels", _before(lambda p: Median(2))
+    ),
+    "jpeg": Baseline(("C&W", 0.0), "guo2018", "JPEG at quality 75", _before(lambda p: JPEG(75))),
     "resize and pad": Baseline(
-        "xie2018", "shrinks at random, and moves", _before(lambda p: ResizePad(0.8))
+        ("C&W", 0.0),
+        "xie2018",
+        "shrinks at random, and moves",
+        _before(lambda p: ResizePad(0.8)),
     ),
     "magnet": Baseline(
+        ("C&W", 0.0),
         "meng2017",
         "autoencoder trained on slight noise",
         _before(lambda p: Direct(p["mnist-magnet"])),
         ("classifier", "mnist-magnet"),
     ),
     "defense-vae": Baseline(
+        ("FGSM", 0.3),
         "li2019",
         "variational autoencoder trained on attacked images",
         _before(lambda p: Direct(p["mnist-vae"])),
         ("classifier", "mnist-vae"),
     ),
     "defense-gan": Baseline(
+        ("FGSM", 0.3),
         "samangouei2018",
         "nearest image that a generator can draw",
         _before(lambda p: projection.DefenseGAN(p["mnist-generator"])),
         ("classifier", "mnist-generator"),
     ),
     "soap": Baseline(
+        ("PGD", 0.3),
         "shi2021",
         "sign steps on the error of a decoder that shares the classifier's encoder",
         lambda p: Defended(p["mnist-soap"], soap.Soap(p["mnist-soap"])),
@@ -142,12 +156,14 @@ BASELINES: dict[str, Baseline] = {
         retrains=True,
     ),
     "diffpure": Baseline(
+        ("PGD", 0.3),
         "nie2022",
         "noise, and a diffusion model takes it off",
         _before(lambda p: diffusion.DiffPure(p["mnist-diffusion"])),
         ("classifier", "mnist-diffusion"),
     ),
     "adversarial training": Baseline(
+        ("PGD", 0.3),
         "madry2018",
         "classifier trained on attacked images",
         lambda p: p["mnist-adversarial"],

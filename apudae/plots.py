@@ -15,11 +15,12 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor
 
 from .scores import Accuracy
-from .widgets import Picture, Slider, Table
+from .widgets import Picture, Slider, SortableTable, Table
 
 __all__ = [
     "Picture",
     "Slider",
+    "SortableTable",
     "Table",
     "curves",
     "field",

@@ -202,7 +202,7 @@ class Comparison:
         right = report.right()
         row = self._row(name, right == 1 if report.draws > 1 else right)
         if report.draws > 1:
-            row["misread"] = report.rescored
+            row["misread"], row["draws"] = report.rescored, report.draws
             row["correct"] = round(right.sum().item(), 2)
         worst, row["stands"] = torch.zeros(n, dtype=torch.float64), {}
         for attack in report.rows:

@@ -53,6 +53,53 @@ class Table:
         )
 
 
+class SortableTable(Table):
+    """A table whose rows a click on a header sorts, in the page itself and without a kernel.
+
+    By the first number in a cell, where the column has numbers (the largest first), else by its
+    text; a second click turns the order round. What has no number stays at the end.
+    """
+
+    def _repr_html_(self) -> str:
+        # `this` is the button in the header; each cell carries its number.
+        script = (
+            "const h=this.closest('th'),t=h.closest('table'),i=h.cellIndex,"
+            "n=[...t.tBodies[0].rows].some(r=>r.cells[i].dataset.v),"
+            "d=h.getAttribute('aria-sort'),up=d==='none'?!n:d==='descending',"
+            "v=r=>r.cells[i].dataset.v;"
+            "[...t.tBodies[0].rows].sort((p,q)=>n?(!v(p)-!v(q))||(up?1:-1)*(v(p)-v(q)):"
+            "(up?1:-1)*p.cells[i].textContent.localeCompare(q.cells[i].textContent))"
+            ".forEach(r=>t.tBodies[0].append(r));"
+            "t.querySelectorAll('th').forEach(c=>c.setAttribute('aria-sort','none'));"
+            "h.setAttribute('aria-sort',up?'ascending':'descending')"
+        )
+        side = ["left"] * self.text + ["right"] * (len(self.header) - self.text)
+        head = "".join(
+            f'<th scope="col" aria-sort="none" style="text-align:{where}">'
+            f'<button type="button" onclick="{html.escape(script)}">{html.escape(name)}</button>'
+            "</th>"
+            for name, where in zip(self.header, side, strict=True)
+        )
+        body = "".join(f"<tr>{self._cells(row, side)}</tr>" for row in self.rows)
+        return (
+            '<div class="apudae-sortable" tabindex="0" role="region" aria-label="sortable table" '
+            f'style="overflow-x:auto"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+    def _cells(self, row: Sequence[str], side: Sequence[str]) -> str:
+        found = []
+        for k, (cell, where) in enumerate(zip(row, side, strict=True)):
+            number = None if k < self.text else re.search(r"[-+]?\d+(\.\d+)?", cell)
+            value = f' data-v="{number[0]}"' if number else ""
+            # A line may break before an interval, not inside it.
+            shown = re.sub(
+                r"(\[[^\]]*\])", r'<span class="apudae-interval">\1</span>', html.escape(cell)
+            )
+            found.append(f'<td{value} style="text-align:{where}">{shown}</td>')
+        return "".join(found)
+
+
 class Slider:
     """Pictures behind a slider: one range input and a line of script, all in the page itself.
 

@@ -1,0 +1,110 @@
+"""What is read from the record of the comparison, against counts made by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from apudae import baselines, lineup, plots, records, robustness
+from apudae.plan import BUDGETS
+from apudae.scores import Accuracy, paired_difference
+from apudae.standings import Standings
+
+
+def packed(*right):
+    return {
+        "n": len(right),
+        "correct": sum(right),
+        "outcomes": records.pack(torch.tensor(right).bool()),
+    }
+
+
+@pytest.fixture
+def record():
+    """Three defenses on eight digits, a random one among them."""
+    rows = {
+        "no defense | clean | 0": packed(1, 1, 1, 1, 1, 1, 1, 0),
+        "no defense | PGD | 0.3": packed(0, 0, 0, 0, 0, 0, 0, 0),
+        "no defense | C&W | 0": packed(0, 0, 0, 1),
+        "no defense | protocol | 0.3": packed(0, 0, 0, 0) | {"stands": {"PGD": 0.0}},
+        "adversarial training | clean | 0": packed(1, 1, 1, 1, 1, 1, 0, 0),
+        "adversarial training | PGD | 0.3": packed(1, 1, 1, 1, 1, 0, 0, 0),
+        "resize and pad | clean | 0": packed(1, 1, 1, 1, 1, 1),
+        "resize and pad | C&W | 0": packed(1, 0, 0, 1),
+        "resize and pad | protocol | 0.3": packed(0, 1)
+        | {"misread": [15, 0], "draws": 20, "stands": {"PGD": 1.6, "Square": 1.25}},
+    }
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(BUDGETS["quick"]).items()}
+    return {"rows": rows, "ms_per_image": {"no defense": 0.123}, "profile": {"budget": plain}}
+
+
+def test_rows_are_read_as_they_were_written(record, tmp_path):
+    found = Standings(record, tmp_path)
+    assert found.names() == ["no defense", "resize and pad", "adversarial training"]
+    assert found.right("no defense", "C&W").tolist() == [False, False, False, True]
+    assert found.right("resize and pad", "protocol", 0.3).tolist() == [0.25, 1.0]
+    assert str(found.accuracy("adversarial training", "PGD", 0.3)) == str(Accuracy(5, 8))
+    assert found.stands("resize and pad", 0.3) == {"PGD": 80.0, "Square": 62.5}
+    assert not found.has("adversarial training", "protocol", 0.3)
+    with pytest.raises(ValueError, match=r"no row 'adversarial training \| protocol \| 0\.3'"):
+        found.right("adversarial training", "protocol", 0.3)
+    assert "adversarial training, ε = 0.3" in found.missing()
+    assert "no defense, ε = 0.3" not in found.missing()
+
+
+def test_differences_are_taken_on_the_digits_that_both_have(record, tmp_path):
+    found = Standings(record, tmp_path)
+    gap = found.minus("adversarial training", "resize and pad", "clean")
+    ones = torch.ones(6, dtype=torch.bool)
+    assert str(gap) == str(paired_difference(ones, ones)) and gap.points == 0
+    rates = found.minus("resize and pad", "no defense", "protocol", 0.3)
+    assert rates.points == pytest.approx(62.5)
+
+
+def test_each_defense_is_checked_against_its_own_attack(record, tmp_path):
+    checks = {check.name: check for check in Standings(record, tmp_path).checks()}
+    assert checks.keys() == {"resize and pad", "adversarial training"}
+    trained = checks["adversarial training"]
+    assert (trained.attack, trained.eps) == ("PGD", 0.3)
+    assert trained.before.correct == 0 and trained.after.correct == 5 and trained.holds
+    assert not checks["resize and pad"].holds  # one digit of four is no evidence
+
+
+def test_the_table_says_what_it_does_not_know(record, tmp_path):
+    table = Standings(record, tmp_path).table(0.3)
+    rows = {row[0]: row for row in table.rows}
+    assert rows["adversarial training"][3:6] == ["–", "–", "not run"]
+    assert rows["resize and pad"][3:6] == [str(Accuracy(1.25, 2)), "2", "quick"]
+    assert rows["no defense"][6] == "0.12" and rows["resize and pad"][6] == "–"
+    assert rows["adversarial training"][7] == "retrained"
+    assert Standings(record, tmp_path).weak(0.3).rows[0][1] == "8"
+
+
+def test_the_verdict_on_our_own_comes_from_its_records(record):
+    found = Standings(record)
+    report = robustness.load("direct", 0.3)
+    assert found.has("direct", "protocol", 0.3)
+    assert torch.equal(found.right("direct", "protocol", 0.3), report.right())
+    assert found.budget_of("direct", 0.3) == "reference"
+    assert found.budget_of("adaptive, default", 0.3) == "light"
+    assert found.budget_of("no defense", 0.3) == "quick"
+    left = found.stands("direct", 0.3)
+    assert list(left.values()) == sorted(left.values(), reverse=True)
+    assert list(left.values())[-1] == pytest.approx(report.worst.percent)
+
+
+def test_a_sortable_table_carries_its_numbers():
+    table = plots.SortableTable(["who", "right", "n"], [["a | b", "9.5 % [8.0, 11.0]", "–"]])
+    page = table._repr_html_()
+    assert re.findall(r"<td([^>]*)>", page)[1] == ' data-v="9.5" style="text-align:right"'
+    assert page.count("<button") == 3 and page.count('aria-sort="none"') == 3
+    assert "<td style=" in page and "a | b" in page
+    assert "https:" not in page and "http:" not in page
+    assert r"a \| b" in table._repr_markdown_()
+
+
+def test_every_weak_attack_that_a_defense_was_made_for_is_run():
+    for baseline in baselines.BASELINES.values():
+        assert baseline.made_for in lineup.attacked(lineup.PROFILES["full"], "jpeg")
