@@ -92,7 +92,8 @@ class Baseline:
         made_for: a weak attack that its paper stops, and ε (0 for C&W).
         source: key of the bibliography.
         what: in a few words.
-        make: from the networks it needs, the whole defense, images -> logits.
+        make: from the networks it needs and its options, the whole defense, images -> logits.
+        options: chosen on validation digits by :mod:`apudae.tuning`, or the paper's.
         weights: names of those networks; ``"classifier"`` is the one that is defended.
         retrains: whether the classifier is another one than the defended.
     """
@@ -100,13 +101,14 @@ class Baseline:
     made_for: tuple[str, float]
     source: str
     what: str
-    make: Callable[[Parts], nn.Module]
+    make: Callable[..., nn.Module]
+    options: dict[str, Any] = field(default_factory=dict)
     weights: tuple[str, ...] = ("classifier",)
-    retrains: bool = field(default=False)
+    retrains: bool = False
 
 
-def _before(purifier: Callable[[Parts], nn.Module]) -> Callable[[Parts], nn.Module]:
-    return lambda parts: Defended(parts["classifier"], purifier(parts))
+def _before(purifier: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    return lambda parts, **options: Defended(parts["classifier"], purifier(parts, **options))
 
 
 BASELINES: dict[str, Baseline] = {
@@ -114,37 +116,50 @@ BASELINES: dict[str, Baseline] = {
         ("FGSM", 0.3),
         "xu2018",
         "rounds every pixel to black or white",
-        _before(lambda p: BitDepth(1)),
+        _before(lambda p, **options: BitDepth(**options)),
+        {"bits": 1},
     ),
     "median": Baseline(
-        ("C&W", 0.0), "xu2018", "median of 2 × 2 pixels", _before(lambda p: Median(2))
+        ("C&W", 0.0),
+        "xu2018",
+        "median of neighbouring pixels",
+        _before(lambda p, **options: Median(**options)),
+        {"size": 2},
     ),
-    "jpeg": Baseline(("C&W", 0.0), "guo2018", "JPEG at quality 75", _before(lambda p: JPEG(75))),
+    "jpeg": Baseline(
+        ("C&W", 0.0),
+        "guo2018",
+        "lossy compression",
+        _before(lambda p, **options: JPEG(**options)),
+        {"quality": 75},
+    ),
     "resize and pad": Baseline(
         ("C&W", 0.0),
         "xie2018",
         "shrinks at random, and moves",
-        _before(lambda p: ResizePad(0.8)),
+        _before(lambda p, **options: ResizePad(**options)),
+        {"smallest": 0.8},
     ),
     "magnet": Baseline(
         ("C&W", 0.0),
         "meng2017",
         "autoencoder trained on slight noise",
         _before(lambda p: Direct(p["mnist-magnet"])),
-        ("classifier", "mnist-magnet"),
+        weights=("classifier", "mnist-magnet"),
     ),
     "defense-vae": Baseline(
         ("FGSM", 0.3),
         "li2019",
         "variational autoencoder trained on attacked images",
         _before(lambda p: Direct(p["mnist-vae"])),
-        ("classifier", "mnist-vae"),
+        weights=("classifier", "mnist-vae"),
     ),
     "defense-gan": Baseline(
         ("FGSM", 0.3),
         "samangouei2018",
         "nearest image that a generator can draw",
-        _before(lambda p: projection.DefenseGAN(p["mnist-generator"])),
+        _before(lambda p, **options: projection.DefenseGAN(p["mnist-generator"], **options)),
+        {"starts": 2, "steps": 30, "step_size": 30.0},
         ("classifier", "mnist-generator"),
     ),
     "soap": Baseline(
@@ -152,14 +167,15 @@ BASELINES: dict[str, Baseline] = {
         "shi2021",
         "sign steps on the error of a decoder that shares the classifier's encoder",
         lambda p: Defended(p["mnist-soap"], soap.Soap(p["mnist-soap"])),
-        ("mnist-soap",),
+        weights=("mnist-soap",),
         retrains=True,
     ),
     "diffpure": Baseline(
         ("PGD", 0.3),
         "nie2022",
         "noise, and a diffusion model takes it off",
-        _before(lambda p: diffusion.DiffPure(p["mnist-diffusion"])),
+        _before(lambda p, **options: diffusion.DiffPure(p["mnist-diffusion"], **options)),
+        {"level": 0.3, "steps": 5},
         ("classifier", "mnist-diffusion"),
     ),
     "adversarial training": Baseline(
@@ -167,19 +183,25 @@ BASELINES: dict[str, Baseline] = {
         "madry2018",
         "classifier trained on attacked images",
         lambda p: p["mnist-adversarial"],
-        ("mnist-adversarial",),
+        weights=("mnist-adversarial",),
         retrains=True,
     ),
 }
 
 
-def build(name: str, classifier: nn.Module, folder: str | Path = checkpoints.WEIGHTS) -> nn.Module:
+def build(
+    name: str,
+    classifier: nn.Module,
+    folder: str | Path = checkpoints.WEIGHTS,
+    **changes: Any,
+) -> nn.Module:
     """A baseline, images -> logits, around a classifier and with trained weights.
 
     Args:
         name: a key of :data:`BASELINES`.
         classifier: that is defended; baselines that retrain it have their own.
         folder: of the weights.
+        changes: options other than the baseline's own, such as ``quality=50`` of ``"jpeg"``.
 
     Raises:
         ValueError: an unknown name (the known ones are listed), or weights that are not there.
@@ -191,7 +213,7 @@ def build(name: str, classifier: nn.Module, folder: str | Path = checkpoints.WEI
     for part in BASELINES[name].weights:
         if part != "classifier":
             parts[part] = checkpoints.load(part, folder, device=device)
-    return BASELINES[name].make(parts).eval()
+    return BASELINES[name].make(parts, **BASELINES[name].options | changes).eval()
 
 
 def is_trained(name: str, folder: str | Path = checkpoints.WEIGHTS) -> bool:

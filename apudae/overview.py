@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import baselines, checkpoints, comparison, data, lineup, records, robustness
+from . import baselines, checkpoints, comparison, data, lineup, records, robustness, tuning
 from .plan import BUDGETS
 from .report import Report
 
@@ -29,6 +29,8 @@ def lines(weights: Path, results: Path) -> list[Line]:
         if "chosen" not in old or len(old["rows"]["test"]) < comparison.TEST_ROWS:
             state = f"begun; goes on with {COMMAND} mnist-variants"
     found.append(("record", comparison.RECORD, state))
+    state = f"missing: {COMMAND} mnist-baselines (a few minutes, once its weights are there)"
+    found.append(("record", tuning.RECORD, _there(tuning.RECORD, results) or state))
     found += [("record", name, _robust(name, results)) for name in robustness.expected()]
     return found + [
         line for profile in lineup.PROFILES for line in _compared(profile, weights, results)
