@@ -36,6 +36,40 @@ def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
     return figure
 
 
+def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Picture:
+    """Accuracies with 95 % intervals over a cost, on a logarithmic axis; each has its name beside.
+
+    Args:
+        points: name -> cost and accuracy.
+        xlabel: what the cost is.
+    """
+    figure = Picture(figsize=(7.0, 4.4), layout="constrained")
+    ax = figure.subplots()
+    ax.set(xscale="log", xlabel=xlabel, ylabel="worst case (%)", ylim=(-4, 104))
+    high: list[tuple[float, float]] = []  # labels that stand already: log cost and height
+    for name, (cost, worst) in sorted(points.items(), key=lambda p: (p[1][1].percent, p[1][0])):
+        low, top = worst.interval()
+        error = [[max(worst.percent - low, 0)], [max(top - worst.percent, 0)]]
+        ax.errorbar(cost, worst.percent, error, color=BLUE, marker="o", ms=6, capsize=3)
+        at = max(worst.percent, 0.0)
+        while any(abs(np.log10(cost) - c) < 0.75 and abs(at - h) < 5 for c, h in high):
+            at += 1.0
+        high.append((np.log10(cost), at))
+        ax.annotate(
+            name,
+            (cost, worst.percent),
+            (cost * 1.12, at),
+            va="center",
+            fontsize=9.5,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.8, "shrinkB": 3},
+        )
+    costs = [cost for cost, _ in points.values()]
+    ax.set_xlim(min(costs) / 1.5, max(costs) * 6)
+    _tidy(ax)
+    return figure
+
+
 def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     """Purification on its way there or back: which images are held, and whose graph.
 

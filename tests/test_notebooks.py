@@ -21,6 +21,8 @@ from apudae import (
     autoattack,
     checkpoints,
     data,
+    diffusion,
+    models,
     norms,
     objectives,
     purification,
@@ -250,6 +252,16 @@ def test_chapter_7_shows_the_packages_gradients(digits):
     assert free.any()
     same(end[free], out[free])
     same(back[free], full[free])
+
+
+def test_chapter_9_shows_the_packages_diffusion(digits, generator):
+    x = digits[0].double()
+    net = models.build("mnist-diffusion").double().requires_grad_(False)
+    purifier = diffusion.DiffPure(net, level=0.4, steps=7, seed=3)
+    index = torch.arange(len(x))
+    noises = [purifier._normal(x, index, 2, k) for k in range(len(purifier.levels))]
+    shown = shown_in_full("09_against_other_defenses.ipynb")["diffuse_and_back"]
+    same(shown(net, x, purifier.levels, noises), purifier(x, index, 2))
 
 
 # --- the frame --------------------------------------------------------------------------------

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from apudae import baselines, lineup, plots, records, robustness
+from apudae import (
+    attacks,
+    baselines,
+    checkpoints,
+    data,
+    lineup,
+    plots,
+    records,
+    robustness,
+    scores,
+)
+from apudae.evaluation import evaluate, model_fingerprint
 from apudae.plan import BUDGETS
 from apudae.scores import Accuracy, paired_difference
 from apudae.standings import Standings
@@ -108,3 +123,80 @@ def test_a_sortable_table_carries_its_numbers():
 def test_every_weak_attack_that_a_defense_was_made_for_is_run():
     for baseline in baselines.BASELINES.values():
         assert baseline.made_for in lineup.attacked(lineup.PROFILES["full"], "jpeg")
+
+
+# --- a slice of the shipped record, made again -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The first 200 official test digits, the record, and the models."""
+    bundle = np.load(Path(__file__).parent / "first_test_digits.npz")
+    x = torch.from_numpy(bundle["images"])[:, None].float() / 255
+    y = torch.from_numpy(bundle["labels"]).long()
+    return x, y, Standings.load(), lineup.load_models(checkpoints.WEIGHTS)
+
+
+def agree(one, other):
+    assert len(one) == len(other) == 200
+    return (one == other).double().mean() >= 0.97
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "eps"),
+    [
+        ("adaptive, chosen", "PGD", 0.2),
+        ("defense-vae", "BIM", 0.3),
+        ("resize and pad", "FGSM", 0.1),
+    ],
+)
+def test_a_slice_of_the_weak_rows_is_what_is_measured_now(name, attack, eps, shipped):
+    x, y, found, models = shipped
+    options = attacks.taken(lineup.WEAK[attack], {"eps": eps, "index": torch.arange(200)})
+    images = lineup.WEAK[attack](models["no defense"], x, y, **options)
+    now = scores.outcomes(models[name], images, y, index=torch.arange(200))
+    assert agree(now, found.right(name, attack, eps)[:200])
+    assert 0.05 < now.double().mean()  # agreement on nothing but failures would show little
+
+
+def test_a_slice_of_the_protocol_is_what_is_measured_now(shipped):
+    """The first 200 of 1,000 digits: what befalls one does not depend on the others."""
+    x, y, found, models = shipped
+    name, budget = "adversarial training", lineup.PROFILES["full"].budget
+    report = evaluate(models[name], x, y, eps=0.3, budget=budget, curves=False, progress=False)
+    assert agree(report.right(), found.right(name, "protocol", 0.3)[:200])
+    assert report.worst.percent > 5
+
+
+def test_the_bundled_digits_are_the_records(shipped):
+    """Where the full MNIST is at hand."""
+    x, y, _, _ = shipped
+    try:
+        test = data.load("mnist", "test", profile="full")
+    except (FileNotFoundError, RuntimeError) as error:
+        pytest.skip(str(error))
+    assert torch.equal(test.images[:200], x) and torch.equal(test.labels[:200], y)
+    assert records.load("mnist")["data"]["sha256"] == data.fingerprint(test.images)
+
+
+def test_the_record_was_made_with_the_shipped_models_and_settings(shipped):
+    _, _, _, models = shipped
+    record = records.load("mnist")
+    assert len(models) == len(lineup.DEFENSES)
+    profile = lineup.PROFILES["full"]
+    for text, row in record["rows"].items():
+        name, attack, _ = text.split(" | ")
+        assert row["model"] == model_fingerprint(models[name])[:16], text
+        assert row["n"] == profile.n(name, attack), text
+    assert record["profile"] == json.loads(json.dumps(asdict(profile)))
+    assert not records.older(record["rows"])
+    assert (records.RESULTS / "mnist.json").stat().st_size <= 1_000_000
+    weak = [text for text in lineup.missing("full") if "protocol" not in text]
+    assert weak == []
+
+
+def test_each_defense_does_what_its_paper_says_against_its_weak_attack(shipped):
+    """The recorded check; a defense that fails it would be no fair opponent."""
+    checks = shipped[2].checks()
+    assert [check.name for check in checks] == list(baselines.BASELINES)
+    assert [check.name for check in checks if not check.holds] == []
