@@ -11,8 +11,9 @@ from torch import nn
 
 from apudae import attacks, baselines, checkpoints, data, diffusion, models, soap, training
 from apudae.networks import Generator, SharedAutoencoder
+from apudae.plan import BUDGETS, plan
 from apudae.projection import DefenseGAN, from_attacked, train_gan
-from apudae.purification import Adaptive, Direct
+from apudae.purification import Adaptive, Defended, Direct
 from apudae.reconstruction import reconstruction_error
 
 
@@ -249,3 +250,42 @@ def test_every_source_is_in_the_bibliography():
     bib = (Path(__file__).parents[1] / "book/reference/references.bib").read_text("utf-8")
     for base in baselines.BASELINES.values():
         assert f"{{{base.source}," in bib
+
+
+def test_radii_beyond_the_reach_of_sign_steps_are_walked_once(generator):
+    """Five steps of 0.1: 0.5 to 1 are one walk, and the result is that of all eleven."""
+    net = Smooth(generator)
+    x = torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+    short, long = soap.Soap(net), soap.Soap(net, steps=11)
+    assert [walk.eps for walk in short.walks] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert len(long.walks) == 11 and len(short.replace(stepper="descent").walks) == 11
+    dae = soap.Decoded(net)
+    every = [Adaptive(dae, stepper="sign", steps=5, step_size=0.1, eps=r)(x) for r in soap.RADII]
+    best = torch.stack([reconstruction_error(dae, z) for z in every]).argmin(0)
+    assert torch.equal(short(x), torch.stack(every)[best, torch.arange(6)])
+    assert short.widest is short.walks[-1]
+
+
+def test_the_protocol_fits_its_attacks_to_the_defense(generator):
+    """SOAP's sign steps need surrogates; Defense-GAN has no error that an attacker could keep low.
+
+    The second is found by its absence, so the first shows that the question can be answered yes.
+    """
+    net = SharedAutoencoder().requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = Generator(latent=4).requires_grad_(False)
+    x = torch.rand(4, 1, 28, 28, generator=generator)
+    options = {"random": False, "classes": 10, "eps": 0.2, "norm": "linf", "seed": 0}
+    options["batch_size"] = None
+
+    def names(purifier):
+        found = plan(Defended(net, purifier), x, BUDGETS["quick"], **options)
+        return {attack.name for attack in found}
+
+    walks = names(soap.Soap(net))
+    assert {"surrogate: descent", "surrogate: smooth steps"} <= walks
+    assert any(name.startswith("reconstruction-aware") for name in walks)
+    nearest = names(DefenseGAN(draws))
+    assert {"BPDA", "APGD-CE", "Square"} <= nearest
+    assert not any(name.startswith(("surrogate", "reconstruction-aware")) for name in nearest)

@@ -156,7 +156,7 @@ def test_a_slice_of_the_weak_rows_is_what_is_measured_now(name, attack, eps, shi
     images = lineup.WEAK[attack](models["no defense"], x, y, **options)
     now = scores.outcomes(models[name], images, y, index=torch.arange(200))
     assert agree(now, found.right(name, attack, eps)[:200])
-    assert 0.05 < now.double().mean()  # agreement on nothing but failures would show little
+    assert now.double().mean() > 0.05  # agreement on nothing but failures would show little
 
 
 def test_a_slice_of_the_protocol_is_what_is_measured_now(shipped):
