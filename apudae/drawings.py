@@ -66,7 +66,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
         )
     costs = [cost for cost, _ in points.values()]
     ax.set_xlim(min(costs) / 1.5, max(costs) * 6)
-    _tidy(ax)
+    ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -34,3 +34,19 @@ def test_a_checkpoint_frame_fills_what_is_held(at, back, held):
 def test_lines_share_an_axis():
     figure = drawings.against([0, 1], {"a": [0, 1], "b": [1, 0]}, xlabel="x", ylabel="y")
     assert len(figure.axes[0].lines) == 3 and is_png(figure)
+
+
+def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
+    points = {
+        "a": (1.0, Accuracy(0, 100)),
+        "b": (1.1, Accuracy(0, 100)),
+        "c": (50.0, Accuracy(90, 100)),
+    }
+    (ax,) = drawings.scatter(points, xlabel="cost").axes
+    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in marks}
+    assert drawn == {(cost, worst.percent) for cost, worst in points.values()}
+    assert ax.get_xscale() == "log"
+    labels = {text.get_text(): text.xyann for text in ax.texts}
+    assert labels.keys() == points.keys()
+    assert abs(labels["a"][1] - labels["b"][1]) >= 5
