@@ -185,7 +185,7 @@ BASELINES: dict[str, Baseline] = {
         "nie2022",
         "noise, and a diffusion model takes it off",
         _before(lambda p, **options: diffusion.DiffPure(p["mnist-diffusion"], **options)),
-        {"level": 0.3, "steps": 5},
+        {"level": 0.2, "steps": 5},
         ("classifier", "mnist-diffusion"),
     ),
     "adversarial training": Baseline(
