@@ -169,7 +169,7 @@ BASELINES: dict[str, Baseline] = {
         "samangouei2018",
         "nearest image that a generator can draw",
         _before(lambda p, **options: projection.DefenseGAN(p["mnist-generator"], **options)),
-        {"starts": 2, "steps": 30, "step_size": 30.0},
+        {"starts": 1, "steps": 60, "step_size": 30.0},
         ("classifier", "mnist-generator"),
     ),
     "soap": Baseline(

@@ -15,7 +15,7 @@ def test_status_lists_what_is_missing_and_what_is_there(tmp_path, capsys):
     experiments.main(["status", "--weights", str(tmp_path), "--results", str(tmp_path)])
     shown = capsys.readouterr().out
     assert shown.count("missing: python -m apudae.experiments mnist-weights") == 3
-    assert shown.count("missing: python -m apudae.experiments mnist-baselines") == 6
+    assert shown.count("missing: python -m apudae.experiments mnist-baselines") == 7
     assert shown.count("not measured: python -m apudae.experiments gpu-training") == 4
 
 
