@@ -84,6 +84,9 @@ def _compared(profile: str, weights: Path, results: Path) -> list[Line]:
     device = "GPU" if torch.cuda.is_available() else "CPU"
     known = {"mnist-cnn", "mnist-dae"} <= set(checkpoints.names(weights))
     models = lineup.load_models(weights) if known else {}
+    models = {
+        k: model for k, model in models.items() if any(t.startswith(f"{k} |") for t in missing)
+    }
     few = data.load("mnist", "test").take(8) if models else None
     prices = lineup.Prices(models, p, *few) if models else None
     state = "begun" if _there(name, results) else "missing"
