@@ -95,10 +95,11 @@ def _compared(profile: str, weights: Path, results: Path) -> list[Line]:
     for defense in dict.fromkeys(text.split(" | ")[0] for text in missing):
         rows = [text.split(" | ") for text in missing if text.startswith(f"{defense} | ")]
         strong = sum(attack == lineup.STRONG for _, attack, _ in rows)
-        state = f"missing: {len(rows) - strong} on {p.n(defense, lineup.CLEAN)} images"
-        if strong:
-            n = p.n(defense, lineup.STRONG)
-            state += f", {strong} of the protocol ({n} images, {budget} budget)"
+        parts = [f"{len(rows) - strong} on {p.n(defense, lineup.CLEAN)} images"]
+        n = p.n(defense, lineup.STRONG)
+        parts.append(f"{strong} of the protocol ({n} images, {budget} budget)")
+        kept = [part for part in parts if not part.startswith("0 ")]
+        state = f"missing: {', '.join(kept)}"
         if defense in models:
             spent = sum(prices.seconds(d, attack, float(eps)) for d, attack, eps in rows)
             state += f", at most about {spent / 60:.0f} min on this {device}"
