@@ -150,7 +150,10 @@ class Comparison:
         right, moved = torch.zeros(n, dtype=torch.bool), torch.zeros(n)
         done, path = 0, self._partial(text)
         if path.is_file():
-            old = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                old = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise RuntimeError(f"{path} is damaged: {error}; remove it") from error
             if begun.items() <= old.items():
                 done = old["done"]
                 right[:done] = records.unpack(old["outcomes"], done)
@@ -260,7 +263,10 @@ class Comparison:
         return old
 
     def _store(self, **new: dict[str, Any]) -> None:
-        """Into the record as it is now: another run may have added rows of other defenses."""
+        """Into the record as it is now: another run may have added rows of other defenses.
+
+        Of two that write in the same moment one may lose its row, which is then made again.
+        """
         old = self._stored()
         whole = {part: old[part] | new.get(part, {}) for part in ("ms_per_image", "rows")}
         self.rows = whole["rows"]

@@ -137,6 +137,13 @@ def test_a_weak_row_goes_on_where_it_was_killed(make, tmp_path, monkeypatch):
     assert seen[5:] == [0, 10, 20, 30]
 
 
+def test_a_damaged_beginning_of_a_row_is_named(make, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "c_0_FGSM_0.2.json").write_text('{"done": 1')
+    with pytest.raises(RuntimeError, match=r"c_0_FGSM_0\.2\.json is damaged"):
+        job(make(), lineup.key("no defense", "FGSM", 0.2))()
+
+
 def job(table, text):
     return next(run for name, _, run in table.jobs() if name == text)
 
