@@ -11,53 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import (
-    attacks,
-    checkpoints,
-    data,
-    diffusion,
-    models,
-    projection,
-    records,
-    soap,
-    training,
-)
+from . import attacks, checkpoints, data, diffusion, models, projection, recipes, soap, training
 from .data import Split
 from .purification import Defended, Direct
-from .tasks import Task
+from .recipes import Recipe
 from .transforms import JPEG, BitDepth, Median, ResizePad
 
 Parts = dict[str, nn.Module]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        architecture: a key of :data:`apudae.models.MODELS`.
-        task: given the classifier that is defended, what the network learns.
-        options: of :func:`apudae.training.fit`.
-        model: options of the architecture.
-        warm_up: a task and options that come before.
-    """
-
-    architecture: str
-    task: Callable[[nn.Module], Task]
-    options: dict[str, Any]
-    model: dict[str, int] = field(default_factory=dict)
-    warm_up: tuple[Callable[[nn.Module], Task], dict[str, Any]] | None = None
-
-
-def _attacked(steps: int, step_size: float) -> Callable[[nn.Module], Task]:
-    pgd = {"eps": 0.3, "steps": steps, "step_size": step_size, "early_stop": False}
-    return lambda classifier: training.adversarial(attacks.pgd, **pgd)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -65,10 +32,13 @@ RECIPES: dict[str, Recipe] = {
     # unlearns it again if that goes on for long.
     "mnist-adversarial": Recipe(
         "mnist-cnn",
-        _attacked(5, 0.1),
+        recipes.pgd_training(0.3, 5, 0.1),
         {"epochs": 12, "batch_size": 128, "lr": 3e-3, "seed": 0},
         {"width": 16},
-        (_attacked(1, 0.375), {"epochs": 3, "batch_size": 128, "lr": 5e-3, "seed": 0}),
+        (
+            recipes.pgd_training(0.3, 1, 0.375),
+            {"epochs": 3, "batch_size": 128, "lr": 5e-3, "seed": 0},
+        ),
     ),
     "mnist-magnet": Recipe(
         "mnist-magnet",
@@ -259,36 +229,16 @@ def train(
     Returns:
         The network as it is stored, rounded to half precision.
     """
-    device, shape = images.images.device, {}
-    if name == "mnist-generator":
-        options, architecture = GAN | changes, name
-        net, critic = (models.build(part).to(device) for part in (name, "mnist-critic"))
-        more = {"checkpoint": checkpoint, "progress": _says if progress else None}
-        projection.train_gan(net, critic, images.images, **options, **more)
-    elif name in RECIPES:
-        recipe = RECIPES[name]
-        options, architecture, shape = recipe.options | changes, recipe.architecture, recipe.model
-        classifier = checkpoints.load("mnist-cnn", folder, device=device)
-        net = models.build(architecture, **shape).to(device)
-        if recipe.warm_up is not None:
-            task, before = recipe.warm_up
-            path = checkpoint and Path(checkpoint).with_suffix(".warm-up.pt")
-            go_on = {"checkpoint": path, "progress": progress}
-            training.fit(net, *images, task=task(classifier), **before | changes, **go_on)
-        go_on = {"checkpoint": checkpoint, "progress": progress}
-        training.fit(net, *images, task=recipe.task(classifier), **options, **go_on)
-    else:
+    defended, more = "mnist-cnn", {"checkpoint": checkpoint, "progress": progress}
+    if name in RECIPES:
+        return recipes.train(name, RECIPES[name], images, folder, defended, **more, **changes)
+    if name != "mnist-generator":
         raise ValueError(f"name: expected one of {', '.join(needed())}, got {name!r}")
-    about = {
-        "training": options,
-        "classifier_sha256": checkpoints.about("mnist-cnn", folder)["sha256"],
-        "data": {"n": len(images.images), "sha256": data.fingerprint(images.images)},
-        "made": records.provenance(device),
-    }
-    checkpoints.save(
-        name, net, architecture=architecture, options=shape, about=about, folder=folder
-    )
-    return checkpoints.load(name, folder, device=device)
+    device, options = images.images.device, GAN | changes
+    net, critic = (models.build(part).to(device) for part in (name, "mnist-critic"))
+    more["progress"] = _says if progress else None
+    projection.train_gan(net, critic, images.images, **options, **more)
+    return recipes.store(name, Recipe(name), net, images, folder, defended, training=options)
 
 
 def _says(step: int, distance: float) -> None:
@@ -310,9 +260,5 @@ def train_missing(root: Path | None, folder: Path, work: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = data.load("mnist", "train", profile="full", root=root)
     images = Split(*(part.to(device) for part in images))
-    work.mkdir(parents=True, exist_ok=True)
     for name in missing:
-        print(f"training {name}", flush=True)
-        train(name, images, folder, checkpoint=work / f"{name}.pt")
-        for done in work.glob(f"{name}*.pt"):
-            done.unlink()
+        recipes.resumably(name, work, partial(train, name, images, folder))

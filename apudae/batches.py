@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from . import parallel
 from .checks import check_count, check_labels
 from .data import fingerprint
+from .image_files import Listing, read_image
 
 Batch = tuple[Tensor, Tensor, float]
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def keyed(*keys: int, device: torch.device | str = "cpu") -> Generator:
@@ -115,62 +113,6 @@ def flip_and_shift(x: Tensor, draws: Generator, reach: int = 4) -> Tensor:
     return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class Listing(NamedTuple):
-    """Image files and their labels."""
-
-    files: list[Path]
-    labels: list[int]
-
-
-def list_folder(folder: str | Path) -> Listing:
-    """The images of an ImageNet-like folder, sorted by name.
-
-    Either one folder for each class (labels 0, 1, ... in the order of their names), or plain files
-    whose names begin with the class index, as in ``0002_shark.jpg``. Other plain files get label 0,
-    which is enough for denoising.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no images.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    files, labels = [], []
-    if classes:
-        for label, name in enumerate(classes):
-            found = _images(name.rglob("*"))
-            files += found
-            labels += [label] * len(found)
-    else:
-        files = _images(folder.iterdir())
-        heads = [path.name.split("_")[0] for path in files]
-        labels = [int(head) if head.isdigit() else 0 for head in heads]
-    if not files:
-        raise ValueError(f"{folder} holds no images ({', '.join(_SUFFIXES)})")
-    return Listing(files, labels)
-
-
-def imagenette(root: str | Path, split: str = "train", *, download: bool = True) -> Listing:
-    """Imagenette (ten classes of ImageNet, shorter side 320) through torchvision.
-
-    Labels are *ImageNet's* class indices, so ImageNet classifiers can be scored on it.
-    """
-    from torchvision.datasets import Imagenette
-
-    missing = not (Path(root) / "imagenette2-320").is_dir()
-    kind = "train" if split == "train" else "val"
-    whole = Imagenette(root, split=kind, size="320px", download=download and missing)
-    indices = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
-    files, labels = zip(*whole._samples, strict=True)
-    return Listing([Path(file) for file in files], [indices[label] for label in labels])
-
-
-def _images(paths: Iterator[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in _SUFFIXES)
-
-
 class _Decoded(Dataset):
     """Files as uint8 images of one size; random crops follow from (seed, epoch, index)."""
 
@@ -194,31 +136,11 @@ class _Decoded(Dataset):
         return cut.contiguous(), self.listing.labels[index]
 
 
-def read_image(path: Path, size: int) -> Tensor:
-    """An image file as uint8 ``[3, H, W]``, its shorter side scaled to 8/7 of ``size``.
-
-    Raises:
-        RuntimeError: the file cannot be read as an image; the message names it.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RuntimeError(f"{path} cannot be read as an image: {error}") from error
-    scale = size * 8 / 7 / min(image.size)
-    wanted = [max(size, round(length * scale)) for length in image.size]
-    if list(image.size) != wanted:
-        image = image.resize(wanted, Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
 class Streamed:
     """A folder's images, read and decoded ahead of time by worker processes.
 
     Args:
-        listing: files and labels, from :func:`list_folder` or :func:`imagenette`.
+        listing: files and labels, from :mod:`apudae.image_files`.
         size: of the square crops; the shorter side is scaled to 8/7 of it first.
         crop: ``"random"`` (and mirrored at random) or ``"centre"``.
         batch_size: images per step, over all processes.

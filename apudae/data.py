@@ -8,7 +8,8 @@ images, 5,000 are held out for validation in the same way.
 
 ``"cifar10-jpeg"`` is **not** CIFAR-10, but a copy of it whose images were stored as JPEG files
 (quality 75), in another order. That removes fine detail and favours purifiers, so its results are
-named "CIFAR-10 (JPEG copy)" wherever they stand.
+named "CIFAR-10 (JPEG copy)" wherever they stand. ``"cifar10-20"`` are the first 20 test images of
+the original, from the package foolbox: enough to look at, without a download.
 
 Sets too large for memory are streamed: see :mod:`apudae.batches`.
 """
@@ -16,6 +17,7 @@ Sets too large for memory are streamed: see :mod:`apudae.batches`.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import shutil
@@ -53,7 +55,12 @@ TITLES = {
     "mnist": "MNIST",
     "cifar10": "CIFAR-10",
     "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
+    "cifar10-20": "CIFAR-10 (20 test images)",
 }
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 
 
 class Split(NamedTuple):
@@ -91,7 +98,7 @@ def load(
     ``<root>/cifar10_jpeg/cifar10_jpeg.npz`` and never downloaded.
 
     Args:
-        name: ``"mnist"``, ``"cifar10"`` or ``"cifar10-jpeg"``.
+        name: ``"mnist"``, ``"cifar10"``, ``"cifar10-jpeg"``, or ``"cifar10-20"`` (test only).
         split: ``"train"``, ``"validation"`` or ``"test"``.
         profile: ``"quick"`` or ``"full"``; by default ``$APUDAE_PROFILE``, else ``"quick"``. Only
             MNIST has both.
@@ -203,6 +210,23 @@ def _load_cifar10_jpeg(split: str, profile: str, root: str | Path | None, downlo
     return _held_out(images.transpose(0, 3, 1, 2), labels, split)
 
 
+def _load_cifar10_20(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    from PIL import Image
+
+    if split != "test":
+        raise ValueError(f"split: 'cifar10-20' has test images only, got {split!r}")
+    found = importlib.util.find_spec("foolbox")  # found, not imported: that takes seconds
+    places = [Path(place) / "data" for place in (found.submodule_search_locations if found else ())]
+    paths = sorted(path for place in places for path in place.glob("cifar10_*.png"))
+    if not paths:
+        raise FileNotFoundError(
+            "the 20 CIFAR-10 images come with the package foolbox: pip install foolbox"
+        )
+    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    labels = np.array([int(path.stem.split("_")[2]) for path in paths])
+    return images.transpose(0, 3, 1, 2), labels
+
+
 def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> Pixels:
     """Of training images a tenth, the same ones each time, is the validation split."""
     if split == "test":
@@ -279,4 +303,5 @@ _LOADERS = {
     "mnist": _load_mnist,
     "cifar10": _load_cifar10,
     "cifar10-jpeg": _load_cifar10_jpeg,
+    "cifar10-20": _load_cifar10_20,
 }

@@ -24,6 +24,10 @@ stored when it is done, the cheap ones first; it goes on where it was stopped. I
 MNIST. ``--profile quick`` makes a small record, ``mnist_quick``, of bundled digits; ``--only``
 takes some of the defenses, so that several runs can share the work.
 
+``cifar10`` does the same for CIFAR-10, trainings and choices included: records
+``cifar10_selection`` and ``cifar10``. ``--data cifar10-jpeg`` takes the JPEG copy instead of the
+original, which is downloaded if need be. Some hours on two CPU cores.
+
 ``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
 in ``apudae/results/gpu_training.json``. What is stored already is not run again.
 
@@ -46,6 +50,7 @@ from . import (
     attacks,
     baselines,
     checkpoints,
+    cifar,
     comparison,
     data,
     lineup,
@@ -267,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     runs = ["mnist-weights", "mnist-variants", "mnist-ladder", "mnist-robustness"]
-    runs += ["mnist-baselines", "mnist", "gpu-training", "status"]
+    runs += ["mnist-baselines", "mnist", "cifar10", "gpu-training", "status"]
     parser.add_argument("name", choices=runs, help="which run")
     parser.add_argument("--root", type=Path, help="folder of the data (default: $APUDAE_DATA)")
     parser.add_argument(
@@ -297,24 +302,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="DEFENSE", help="defenses to compare (default: all)"
     )
+    parser.add_argument(
+        "--data", choices=cifar.SETS, default=cifar.SETS[0], help="of cifar10 (the original)"
+    )
     args = parser.parse_args(argv)
+    where = (args.root, args.weights, args.results, args.work)
     if args.name == "mnist-weights":
         mnist_weights(args.root, args.weights, args.results)
     elif args.name != "status":
         jobs = {
-            "mnist-variants": lambda: comparison.mnist_variants(
-                args.root, args.weights, args.results
-            ),
-            "mnist-ladder": lambda: robustness.mnist_ladder(args.weights, args.results),
-            "mnist-robustness": lambda: robustness.mnist_robustness(
-                args.root, args.weights, args.results
-            ),
-            "mnist-baselines": lambda: mnist_baselines(
-                args.root, args.weights, args.results, args.work
-            ),
-            "mnist": lambda: versus.mnist(
-                args.root, args.weights, args.results, args.work, args.profile, args.only
-            ),
+            "mnist-variants": lambda: comparison.mnist_variants(*where[:3]),
+            "mnist-ladder": lambda: robustness.mnist_ladder(*where[1:3]),
+            "mnist-robustness": lambda: robustness.mnist_robustness(*where[:3]),
+            "mnist-baselines": lambda: mnist_baselines(*where),
+            "mnist": lambda: versus.mnist(*where, args.profile, args.only),
+            "cifar10": lambda: cifar.run(args.data, *where, args.profile, args.only),
             "gpu-training": lambda: gpu_training(args.root, args.results),
         }
         try:

@@ -1,6 +1,7 @@
-"""What is compared on MNIST: defenses, weak attacks, how many images, and what a row costs.
+"""What is compared on a data set: defenses, weak attacks, how many images, and what a row costs.
 
-:mod:`apudae.versus` runs it, :mod:`apudae.standings` reads what it found.
+A :class:`Lineup` says it; :data:`MNIST` is the first. :mod:`apudae.versus` runs it,
+:mod:`apudae.standings` reads what it found.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import attacks, baselines, checkpoints, records, robustness
+from . import attacks, baselines, checkpoints, data, records, robustness
+from .checks import ask
+from .data import Split
 from .plan import BUDGETS, Budget, plan, seconds_per_pass
 from .purification import Defended
 
@@ -42,7 +46,8 @@ class Profile:
         strong: images under the protocol.
         epsilons: of the protocol, in this order; the weak attacks have all of :data:`EPSILONS`.
         budget: of the protocol.
-        fewer: images under the weak attacks and the protocol, of defenses that are slow.
+        fewer: images under the weak attacks and the protocol, of defenses that are slow; with 0
+            there is no protocol.
         ours: whether :data:`OURS` are put under the protocol here.
     """
 
@@ -99,7 +104,65 @@ def defense(name: str, classifier: nn.Module, dae: nn.Module, folder: Path) -> n
     return baselines.build(name, classifier, folder)
 
 
-def load_models(weights: Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
+def key(name: str, attack: str, eps: float = 0.0) -> str:
+    """Of a row in the record."""
+    return f"{name} | {attack} | {eps:g}"
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What is compared on a data set.
+
+    Attributes:
+        what: the images are, in the plural.
+        load: the test images of a profile; called with ``profile`` and ``root``.
+        build: weights folder and device -> the defenses whose weights are there, by name; all of
+            them stand before or instead of one and the same classifier.
+        needs: weights without which nothing can be built.
+        trained_by: the command that makes the other weights.
+        defenses: names of all, in the book's order.
+        weak: attacks that aim at the bare classifier, by name.
+        epsilons: of the weak attacks.
+        gradients: passes with a gradient that each weak attack takes; 0 if it is not named.
+        told: what a record says of the weak attacks.
+        about_data: what a record says of the data, besides its fingerprint.
+        profiles: how much of everything, by name.
+        records: their records' names.
+        retrained: defenses with another classifier than the defended one.
+        verdicts: names of records of the protocol, by defense and ε, that stand for rows.
+    """
+
+    what: str
+    load: Callable[..., Split]
+    build: Callable[[Path, torch.device | str], dict[str, nn.Module]]
+    needs: tuple[str, ...]
+    trained_by: str
+    defenses: tuple[str, ...]
+    weak: dict[str, Callable[..., Tensor]]
+    epsilons: tuple[float, ...]
+    gradients: dict[str, int]
+    told: dict[str, Any]
+    about_data: dict[str, str]
+    profiles: dict[str, Profile]
+    records: dict[str, str]
+    retrained: frozenset[str] = frozenset()
+    verdicts: dict[tuple[str, float], str] = field(default_factory=dict)
+
+    def attacked(self, profile: Profile, name: str) -> list[tuple[str, float]]:
+        """Attacks and ε of all rows that a defense has under a profile."""
+        found = [(CLEAN, 0.0), *((a, eps) for a in self.weak for eps in self.epsilons), (CW, 0.0)]
+        strong = (profile.ours or name not in OURS) and profile.n(name, STRONG) > 0
+        return found + [(STRONG, eps) for eps in profile.epsilons if strong]
+
+    def missing(self, profile: str, results: Path = records.RESULTS) -> list[str]:
+        """Keys of the rows that a record does not have yet, in no order of cost."""
+        p, record = self.profiles[profile], self.records[profile]
+        wanted = [key(name, *pair) for name in self.defenses for pair in self.attacked(p, name)]
+        there = records.load(record, results)["rows"] if record in records.names(results) else {}
+        return [text for text in wanted if text not in there]
+
+
+def mnist_models(weights: Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
     """All of :data:`DEFENSES` whose weights are there, by name."""
     load = partial(checkpoints.load, folder=weights, device=device)
     classifier, dae = load("mnist-cnn"), load("mnist-dae")
@@ -110,30 +173,34 @@ def load_models(weights: Path, device: torch.device | str = "cpu") -> dict[str, 
     }
 
 
-def key(name: str, attack: str, eps: float = 0.0) -> str:
-    """Of a row in the record."""
-    return f"{name} | {attack} | {eps:g}"
-
-
-def attacked(profile: Profile, name: str) -> list[tuple[str, float]]:
-    """Attacks and ε of all rows that a defense has under a profile."""
-    found = [(CLEAN, 0.0), *((attack, eps) for attack in WEAK for eps in EPSILONS), (CW, 0.0)]
-    strong = profile.ours or name not in OURS
-    return found + [(STRONG, eps) for eps in profile.epsilons if strong]
-
-
-def missing(profile: str, results: Path = records.RESULTS) -> list[str]:
-    """Keys of the rows that a record does not have yet, in no order of cost."""
-    p, record = PROFILES[profile], RECORDS[profile]
-    wanted = [key(name, *pair) for name in DEFENSES for pair in attacked(p, name)]
-    there = records.load(record, results)["rows"] if record in records.names(results) else {}
-    return [text for text in wanted if text not in there]
+MNIST = Lineup(
+    what="digits",
+    load=partial(data.load, "mnist", "test"),
+    build=mnist_models,
+    needs=("mnist-cnn", "mnist-dae"),
+    trained_by="mnist-baselines",
+    defenses=DEFENSES,
+    weak=WEAK,
+    epsilons=EPSILONS,
+    gradients={"FGSM": 1, "R-FGSM": 1, "BIM": 10, "PGD": 50},
+    told={"BIM": "10 steps", "PGD": "50 steps", CW: SEARCHES, "seed": 0},
+    about_data={"split": "test"},
+    profiles=PROFILES,
+    records=RECORDS,
+    retrained=frozenset(name for name, base in baselines.BASELINES.items() if base.retrains),
+    verdicts={
+        (name, eps): robustness.record_name(ours, eps)
+        for name, ours in OURS.items()
+        for eps in robustness.EPSILONS
+    },
+)
 
 
 class Prices:
     """What rows cost at most on this machine, from one pass through each model.
 
     Args:
+        lineup: what is compared.
         models: by name.
         profile: how much of everything.
         x: a few images.
@@ -141,9 +208,16 @@ class Prices:
     """
 
     def __init__(
-        self, models: dict[str, nn.Module], profile: Profile, x: Tensor, y: Tensor
+        self,
+        lineup: Lineup,
+        models: dict[str, nn.Module],
+        profile: Profile,
+        x: Tensor,
+        y: Tensor,
     ) -> None:
-        self.models, self.profile, self.x = models, profile, x
+        self.lineup, self.models, self.profile, self.x = lineup, models, profile, x
+        with torch.no_grad():
+            self.classes = ask(next(iter(models.values())), x).shape[1]
         self.passes = {name: seconds_per_pass(model, x, y) for name, model in models.items()}
 
     def seconds(self, name: str, attack: str, eps: float) -> float:
@@ -153,12 +227,12 @@ class Prices:
         if attack == STRONG:
             is_random = getattr(model, "random", False)
             ball = {"eps": eps, "norm": "linf", "seed": 0, "batch_size": None}
-            known = {"random": is_random, "classes": 10}
+            known = {"random": is_random, "classes": self.classes}
             ways = plan(model, self.x, self.profile.budget, **known, **ball)
             scoring = len(ways) * (self.profile.budget.scoring if is_random else 1)
             spent = sum(way.gradients * gradient + way.forwards * forward for way in ways)
             return n * (spent + scoring * forward)
-        steps = {"FGSM": 1, "R-FGSM": 1, "BIM": 10, "PGD": 50}.get(attack, 0)
+        steps = self.lineup.gradients.get(attack, 0)
         if attack == CW:
             steps = SEARCHES["steps"] * SEARCHES["searches"]
         return n * (forward + (0 if isinstance(model, Defended) else steps * gradient))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import baselines, checkpoints, comparison, data, lineup, records, robustness, tuning
+from . import baselines, checkpoints, cifar, comparison, data, lineup, records, robustness, tuning
 from .plan import BUDGETS
 from .report import Report
 
@@ -32,9 +32,20 @@ def lines(weights: Path, results: Path) -> list[Line]:
     state = f"missing: {COMMAND} mnist-baselines (a few minutes, once its weights are there)"
     found.append(("record", tuning.RECORD, _there(tuning.RECORD, results) or state))
     found += [("record", name, _robust(name, results)) for name in robustness.expected()]
-    return found + [
-        line for profile in lineup.PROFILES for line in _compared(profile, weights, results)
-    ]
+    for profile in lineup.PROFILES:
+        found += _compared(lineup.MNIST, "mnist", profile, weights, results)
+    found += [_weights(name, "cifar10", weights) for name in cifar.WEIGHTS]
+    state = _there(cifar.PLAN.record, results)
+    if not state:
+        state = f"missing: {COMMAND} cifar10"
+    elif "chosen" not in records.load(cifar.PLAN.record, results):
+        state = f"begun; goes on with {COMMAND} cifar10"
+    found.append(("record", cifar.PLAN.record, state))
+    for profile in cifar.PROFILES:
+        found += _compared(
+            cifar.lineup(cifar.SETS[0], results), "cifar10", profile, weights, results
+        )
+    return found
 
 
 def _weights(name: str, command: str, folder: Path) -> Line:
@@ -72,23 +83,24 @@ def _robust(name: str, results: Path) -> str:
     return f"{state} {COMMAND} {command} ({'light' if light else 'reference'} budget{about})"
 
 
-def _compared(profile: str, weights: Path, results: Path) -> list[Line]:
+def _compared(
+    what: lineup.Lineup, run: str, profile: str, weights: Path, results: Path
+) -> list[Line]:
     """A line per defense whose rows are not all there, and one for the record as a whole."""
-    missing = lineup.missing(profile, results)
-    name, p = lineup.RECORDS[profile], lineup.PROFILES[profile]
+    missing = what.missing(profile, results)
+    name, p = what.records[profile], what.profiles[profile]
     if not missing:
         return [("record", name, _there(name, results))]
-    command = f"{COMMAND} mnist" + (f" --profile {profile}" if profile != "full" else "")
+    command = f"{COMMAND} {run}" + (f" --profile {profile}" if profile != "full" else "")
     if profile != "full" and not _there(name, results):
         return [("record", name, f"not made: {command}; a small one of your own")]
     device = "GPU" if torch.cuda.is_available() else "CPU"
-    known = {"mnist-cnn", "mnist-dae"} <= set(checkpoints.names(weights))
-    models = lineup.load_models(weights) if known else {}
+    known = set(what.needs) <= set(checkpoints.names(weights))
+    models = what.build(weights, "cpu") if known else {}
     models = {
         k: model for k, model in models.items() if any(t.startswith(f"{k} |") for t in missing)
     }
-    few = data.load("mnist", "test").take(8) if models else None
-    prices = lineup.Prices(models, p, *few) if models else None
+    prices = lineup.Prices(what, models, p, *_few(what)) if models else None
     state = "begun" if _there(name, results) else "missing"
     budget = next((k for k, b in BUDGETS.items() if b == p.budget), "small")
     found = [("record", name, f"{state}: {command} ({len(missing)} rows to go)")]
@@ -104,6 +116,11 @@ def _compared(profile: str, weights: Path, results: Path) -> list[Line]:
             spent = sum(prices.seconds(d, attack, float(eps)) for d, attack, eps in rows)
             state += f", at most about {spent / 60:.0f} min on this {device}"
         else:
-            state += f", after {COMMAND} mnist-baselines"
+            state += f", after {COMMAND} {what.trained_by}"
         found.append(("rows", defense, state))
     return found
+
+
+def _few(what: lineup.Lineup) -> data.Split:
+    """Eight images to time a pass with."""
+    return what.load(profile="quick", root=None).take(8)

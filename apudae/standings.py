@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import records, robustness
 from .baselines import BASELINES
-from .lineup import CLEAN, CW, DEFENSES, OURS, RECORDS, STRONG, WEAK, key
+from .lineup import CLEAN, CW, MNIST, STRONG, Lineup, key
 from .plan import BUDGETS
 from .report import Report
 from .scores import Accuracy, Difference, paired_difference
@@ -58,33 +58,37 @@ class Standings:
     Args:
         record: as :func:`apudae.records.load` gives it.
         folder: of the verdicts' records.
+        lineup: what was compared.
     """
 
-    def __init__(self, record: dict[str, Any], folder: Path = records.RESULTS) -> None:
-        self.rows, self.ms = record["rows"], record["ms_per_image"]
+    def __init__(
+        self, record: dict[str, Any], folder: Path = records.RESULTS, lineup: Lineup = MNIST
+    ) -> None:
+        self.rows, self.ms, self.lineup = record["rows"], record["ms_per_image"], lineup
+        self.epsilons = tuple(sorted(record["profile"].get("epsilons", lineup.epsilons)))
         self.budget = _budget(record["profile"]["budget"])
         self.reports: dict[tuple[str, float], Report] = {}
-        for name, ours in OURS.items():
-            for eps in robustness.EPSILONS:
-                path = robustness.record_name(ours, eps)
-                if path in records.names(folder) and key(name, STRONG, eps) not in self.rows:
-                    report = Report.load(path, folder)
-                    if report.complete:
-                        self.reports[name, eps] = report
+        for (name, eps), path in lineup.verdicts.items():
+            if path in records.names(folder) and key(name, STRONG, eps) not in self.rows:
+                report = Report.load(path, folder)
+                if report.complete:
+                    self.reports[name, eps] = report
 
     @classmethod
-    def load(cls, profile: str = "full", folder: Path = records.RESULTS) -> Standings:
-        """Of a profile of :data:`apudae.lineup.PROFILES`.
+    def load(
+        cls, profile: str = "full", folder: Path = records.RESULTS, lineup: Lineup = MNIST
+    ) -> Standings:
+        """Of a profile of a lineup.
 
         Raises:
             ValueError: it has not been made.
         """
-        return cls(records.load(RECORDS[profile], folder), folder)
+        return cls(records.load(lineup.records[profile], folder), folder, lineup)
 
     def names(self) -> list[str]:
         """Defenses of which there are rows, in the book's order."""
         there = {text.split(" | ")[0] for text in self.rows}
-        return [name for name in DEFENSES if name in there]
+        return [name for name in self.lineup.defenses if name in there]
 
     def has(self, name: str, attack: str, eps: float = 0.0) -> bool:
         """Whether a row is there."""
@@ -151,13 +155,13 @@ class Standings:
                 right = self.right(name, STRONG, eps)
                 strong = [Accuracy.of(right), len(right), self.budget_of(name, eps)]
             ms = f"{self.ms[name]:.2g}" if name in self.ms else "–"
-            retrained = name in BASELINES and BASELINES[name].retrains
+            retrained = name in self.lineup.retrained
             rows.append([*cells, *strong, ms, "retrained" if retrained else "as it was"])
         return SortableTable([*header, "ms per image", "classifier"], rows)
 
     def weak(self, eps: float) -> SortableTable:
         """All defenses under attacks on the classifier alone, which do not know of them."""
-        columns = [(CLEAN, 0.0), *((attack, eps) for attack in WEAK), (CW, 0.0)]
+        columns = [(CLEAN, 0.0), *((attack, eps) for attack in self.lineup.weak), (CW, 0.0)]
         header = ["defense", "n", *(attack for attack, _ in columns)]
         rows = []
         for name in self.names():
@@ -184,7 +188,7 @@ class Standings:
         return [
             f"{name}, ε = {eps:g}"
             for name in self.names()
-            for eps in robustness.EPSILONS
+            for eps in self.epsilons
             if not self.has(name, STRONG, eps)
         ]
 

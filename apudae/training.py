@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import attacks, batches, checkpoints, data, models, parallel, scores
+from . import attacks, checkpoints, data, image_files, models, parallel, scores
 from .batches import InMemory, Streamed
 from .checks import check_count, check_images, check_labels, check_number
 from .engine import OPTIMIZERS, PRECISIONS, SCHEDULES, History, Run, measure, precision_of
@@ -205,7 +205,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         fit(model, *train, validation=validation, device=device, **run)
         about["data"] = {"name": args.data, "n": len(train.images)}
     else:
-        listing = batches.list_folder(args.data)
+        listing = image_files.list_folder(args.data)
         stream = Streamed(
             listing,
             size=args.size,

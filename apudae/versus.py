@@ -1,4 +1,4 @@
-"""The recorded comparison of defenses on MNIST: weak and strong attackers side by side.
+"""The recorded comparison of defenses on a data set: weak and strong attackers side by side.
 
 ``python -m apudae.experiments mnist`` fills the record ``mnist`` row by row, a row per defense, ε
 and attack. *Weak* attacks aim at the bare classifier and have never heard of the defense. *Strong*
@@ -26,21 +26,7 @@ from torch import Tensor, nn
 from . import attacks, baselines, checkpoints, data, records, scores
 from .checks import ask
 from .evaluation import evaluate, model_fingerprint
-from .lineup import (
-    CLEAN,
-    CW,
-    DEFENSES,
-    PROFILES,
-    RECORDS,
-    SEARCHES,
-    STRONG,
-    WEAK,
-    Prices,
-    Profile,
-    attacked,
-    key,
-    load_models,
-)
+from .lineup import CLEAN, CW, MNIST, SEARCHES, STRONG, Lineup, Prices, Profile, key
 from .purification import Defended
 
 PIECE = 1000  # images between two savings of a weak row
@@ -58,6 +44,7 @@ class Comparison:
         results: folder of the records.
         work: folder where a row that was stopped waits.
         only: defenses to measure; all without. Runs for different ones can share a record.
+        lineup: what is compared.
 
     Raises:
         ValueError: the record was made with other settings; each is named.
@@ -73,23 +60,25 @@ class Comparison:
         results: Path,
         work: Path,
         only: list[str] | None = None,
+        lineup: Lineup = MNIST,
     ) -> None:
-        self.record, self.profile = record, profile
+        self.record, self.profile, self.lineup = record, profile, lineup
         self.results, self.work = results, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        unknown = sorted(set(only or ()) - set(DEFENSES))
+        unknown = sorted(set(only or ()) - set(lineup.defenses))
         if unknown:
-            raise ValueError(f"only: expected {', '.join(DEFENSES)}; got {', '.join(unknown)}")
-        models = load_models(weights, self.device)
+            known = ", ".join(lineup.defenses)
+            raise ValueError(f"only: expected {known}; got {', '.join(unknown)}")
+        models = lineup.build(weights, self.device)
         self.models = {k: model for k, model in models.items() if not only or k in only}
-        test = data.load("mnist", "test", profile=profile.data, root=root).take(profile.weak)
+        test = lineup.load(profile=profile.data, root=root).take(profile.weak)
         self.x, self.y = (part.to(self.device) for part in test)
         settings = {
-            "what": "which test digits are read correctly under attacks that do not know of the "
-            "defense, and in the worst case over attacks that do",
+            "what": f"which test {lineup.what} are read correctly under attacks that do not know "
+            "of the defense, and in the worst case over attacks that do",
             "profile": asdict(profile),
-            "weak": {"BIM": "10 steps", "PGD": "50 steps", CW: SEARCHES, "seed": 0},
-            "data": {"split": "test", "n": len(self.x), "sha256": data.fingerprint(self.x)},
+            "weak": lineup.told,
+            "data": lineup.about_data | {"n": len(self.x), "sha256": data.fingerprint(self.x)},
             "outcomes": "in the order of the split: records.unpack(text, n); of the protocol on a "
             "random model how many of the fresh draws were misread, per image",
         }
@@ -125,10 +114,11 @@ class Comparison:
         missing = [
             (name, attack, eps)
             for name in self.models
-            for attack, eps in attacked(self.profile, name)
+            for attack, eps in self.lineup.attacked(self.profile, name)
             if key(name, attack, eps) not in self.rows
         ]
-        prices = Prices(self.models, self.profile, self.x[:8], self.y[:8]) if missing else None
+        few = self.x[:8], self.y[:8]
+        prices = Prices(self.lineup, self.models, self.profile, *few) if missing else None
         found = []
         for name, attack, eps in missing:
             price, text = prices.seconds(name, attack, eps), key(name, attack, eps)
@@ -137,7 +127,7 @@ class Comparison:
                 order = (1, first, self.profile.epsilons.index(eps))
                 job = partial(self._evaluate, name, eps)
             else:  # attacked images are shared, so what is made from the same ones is together
-                order = (0, [CLEAN, *WEAK, CW].index(attack), eps, price)
+                order = (0, [CLEAN, *self.lineup.weak, CW].index(attack), eps, price)
                 job = partial(self._attack, name, attack, eps)
             found.append((order, (text, price, job)))
         return [what for _, what in sorted(found, key=lambda pair: pair[0])]
@@ -184,8 +174,9 @@ class Comparison:
             elif attack == CW:
                 known[where] = attacks.cw(classifier, x, y, **SEARCHES)
             else:
-                options = attacks.taken(WEAK[attack], {"eps": eps, "index": index})
-                known[where] = WEAK[attack](classifier, x, y, **options)
+                weak = self.lineup.weak[attack]
+                options = attacks.taken(weak, {"eps": eps, "index": index})
+                known[where] = weak(classifier, x, y, **options)
         return known[where]
 
     def _evaluate(self, name: str, eps: float) -> dict[str, Any]:
@@ -238,9 +229,8 @@ class Comparison:
     def _partial(self, text: str) -> Path:
         """Where a row that was stopped waits."""
         name, attack, eps = text.split(" | ")
-        return (
-            self.work / f"{self.record}_{DEFENSES.index(name)}_{attack.replace('&', '')}_{eps}.json"
-        )
+        place = self.lineup.defenses.index(name)
+        return self.work / f"{self.record}_{place}_{attack.replace('&', '')}_{eps}.json"
 
     def _forget(self, text: str) -> None:
         """What a finished row has left, its strongest images too."""
@@ -285,7 +275,13 @@ def mnist(
     """Train what is missing, and fill the record of a profile: ``mnist``, or ``mnist_quick``."""
     baselines.train_missing(root, weights, work)
     where = {"root": root, "weights": weights, "results": results, "work": work}
-    table = Comparison(RECORDS[profile], PROFILES[profile], **where, only=only)
+    compare(MNIST, profile, only, **where)
+
+
+def compare(lineup: Lineup, profile: str, only: list[str] | None, **where: Any) -> None:
+    """Fill the record of a profile; rows that older code made are named, and kept."""
+    name, p = lineup.records[profile], lineup.profiles[profile]
+    table = Comparison(name, p, only=only, lineup=lineup, **where)
     for text in records.older(table.rows):
         print(f"made by older code, and kept: {text}", flush=True)
     table.run()

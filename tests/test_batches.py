@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apudae import batches
+from apudae import batches, image_files
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_is_streamed_once_per_epoch_in_any_number_of_workers(workers, folder):
-    listing = batches.list_folder(folder)
+    listing = image_files.list_folder(folder)
     assert listing.labels == [0] * 5 + [1] * 5
     source = batches.Streamed(listing, size=16, batch_size=4, workers=workers, seed=1)
     seen = []
@@ -102,7 +102,7 @@ def test_random_crops_follow_from_the_epoch_and_not_from_the_workers(tmp_path, g
     for k in range(3):
         pixels = torch.randint(256, (60, 60, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{k:04d}_x.png")
-    listing = batches.list_folder(tmp_path)
+    listing = image_files.list_folder(tmp_path)
     assert listing.labels == [0, 1, 2]
     runs = []
     for workers, epoch in ((0, 0), (2, 0), (0, 1)):
@@ -113,7 +113,7 @@ def test_random_crops_follow_from_the_epoch_and_not_from_the_workers(tmp_path, g
     assert not torch.equal(runs[0], runs[2])
     centre = batches.Streamed(listing, size=28, crop="centre", batch_size=3, workers=0)
     x, y, _ = next(iter(centre.epoch(0)))
-    whole = batches.read_image(listing.files[0], 28)
+    whole = image_files.read_image(listing.files[0], 28)
     assert whole.shape == (3, 32, 32)
     expected = whole[:, 2:30, 2:30].float() / 255
     assert torch.equal(x[y.argsort()][0], expected)
@@ -121,22 +121,22 @@ def test_random_crops_follow_from_the_epoch_and_not_from_the_workers(tmp_path, g
 
 def test_bad_folders_and_images_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="gone is not a folder"):
-        batches.list_folder(tmp_path / "gone")
+        image_files.list_folder(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no images"):
-        batches.list_folder(tmp_path / "empty")
+        image_files.list_folder(tmp_path / "empty")
     broken = folder / "n01" / "2.png"
     broken.write_bytes(broken.read_bytes()[:30])
     for workers in (0, 1):
         source = batches.Streamed(
-            batches.list_folder(folder), size=16, batch_size=4, workers=workers
+            image_files.list_folder(folder), size=16, batch_size=4, workers=workers
         )
         with pytest.raises(RuntimeError, match=r"2\.png cannot be read as an image"):
             list(source.epoch(0))
 
 
 def test_bad_options_are_named(folder, numbers):
-    listing = batches.list_folder(folder)
+    listing = image_files.list_folder(folder)
     with pytest.raises(ValueError, match="crop: expected 'random' or 'centre', got 'top'"):
         batches.Streamed(listing, crop="top")
     with pytest.raises(ValueError, match="batch_size: expected an integer >= 1"):
@@ -155,7 +155,7 @@ def test_imagenette_keeps_imagenets_class_indices(tmp_path):
             folder.mkdir(parents=True)
             Image.new("RGB", (40, 30), (k, k, k)).save(folder / "a.JPEG")
     for split in ("train", "validation"):
-        listing = batches.imagenette(tmp_path, split)
+        listing = image_files.imagenette(tmp_path, split)
         assert listing.labels == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
         greys = [Image.open(file).getpixel((0, 0))[0] for file in listing.files]
         assert np.abs(np.array(greys) - np.arange(10)).max() <= 1

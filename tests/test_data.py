@@ -278,3 +278,25 @@ def test_eight_bit_pixels_are_the_same_images():
     assert data.fingerprint(small.images) == data.fingerprint(whole.images)
     with pytest.raises(ValueError, match=r"dtype: expected torch\.float32 or torch\.uint8"):
         data.load("mnist", dtype=torch.float16)
+
+
+def test_twenty_original_images_come_with_foolbox(monkeypatch):
+    x, y = data.load("cifar10-20")
+    assert x.shape == (20, 3, 32, 32) and x.min() >= 0 and x.max() <= 1
+    assert y.tolist()[:5] == [3, 8, 8, 0, 6]
+    names = [data.CIFAR10_CLASSES[label] for label in y.tolist()]
+    assert names[:4] == ["cat", "ship", "ship", "airplane"]
+    with pytest.raises(ValueError, match="test images only, got 'train'"):
+        data.load("cifar10-20", "train")
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install foolbox"):
+        data.load("cifar10-20")
+
+
+def test_the_twenty_are_the_first_ones_of_cifar(full_data):
+    """Against the JPEG copy, which holds the same pictures in another order."""
+    x, y = data.load("cifar10-20")
+    other, labels = data.load("cifar10-jpeg", root=full_data)
+    for image, label in zip(x, y, strict=True):
+        error = (other - image).square().flatten(1).mean(1)
+        assert error.min() < 3e-3 and labels[error.argmin()] == label

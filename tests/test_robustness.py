@@ -62,7 +62,9 @@ def test_shipped_reports_hold_what_they_say(name):
     if name == robustness.LADDER:
         return
     report = Report.load(name)
-    assert report.complete and report.n == robustness.N and report.draws in (1, 20)
+    defense, eps = name.removeprefix("mnist_robust_").rsplit("_", 1)
+    assert report.n == robustness.digits(defense, float(eps))
+    assert report.complete and report.draws in (1, 20)
     assert report.worst.correct <= report.clean.correct
     assert report.settings["options"]["pgd"] == BUDGETS["reference"].pgd
     assert len(report.right()) == report.n

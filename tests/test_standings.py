@@ -124,7 +124,7 @@ def test_a_sortable_table_carries_its_numbers():
 
 def test_every_weak_attack_that_a_defense_was_made_for_is_run():
     for baseline in baselines.BASELINES.values():
-        assert baseline.made_for in lineup.attacked(lineup.PROFILES["full"], "jpeg")
+        assert baseline.made_for in lineup.MNIST.attacked(lineup.PROFILES["full"], "jpeg")
 
 
 # --- a slice of the shipped record, made again -------------------------------------------------
@@ -136,7 +136,7 @@ def shipped():
     bundle = np.load(Path(__file__).parent / "first_test_digits.npz")
     x = torch.from_numpy(bundle["images"])[:, None].float() / 255
     y = torch.from_numpy(bundle["labels"]).long()
-    return x, y, Standings.load(), lineup.load_models(checkpoints.WEIGHTS)
+    return x, y, Standings.load(), lineup.MNIST.build(checkpoints.WEIGHTS, "cpu")
 
 
 def agree(one, other):
@@ -193,7 +193,7 @@ def test_the_record_was_made_with_the_shipped_models_and_settings(shipped):
     assert record["profile"] == json.loads(json.dumps(asdict(profile)))
     assert not records.older(record["rows"])
     assert (records.RESULTS / "mnist.json").stat().st_size <= 1_000_000
-    weak = [text for text in lineup.missing("full") if "protocol" not in text]
+    weak = [text for text in lineup.MNIST.missing("full") if "protocol" not in text]
     assert weak == []
 
 

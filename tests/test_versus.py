@@ -60,7 +60,7 @@ def test_every_row_is_made_once_and_a_stopped_run_goes_on(make, tmp_path, monkey
     assert len(asked) == len(first.models) + 1
     monkeypatch.setitem(lineup.RECORDS, "full", "c")
     monkeypatch.setitem(lineup.PROFILES, "full", TINY)
-    left = lineup.missing("full", tmp_path)
+    left = lineup.MNIST.missing("full", tmp_path)
     untrained = set(lineup.DEFENSES) - set(first.models)
     assert {text.split(" | ")[0] for text in left} == untrained
     before = (tmp_path / "c.json").read_bytes()
@@ -202,14 +202,14 @@ def test_a_full_disk_leaves_the_last_good_record(make, tmp_path, monkeypatch):
 def test_prices_are_upper_bounds_that_grow_with_the_work(make):
     table = make(only=["no defense", "jpeg", "resize and pad"])
     x, y = table.x[:8], table.y[:8]
-    prices = lineup.Prices(table.models, TINY, x, y)
+    prices = lineup.Prices(lineup.MNIST, table.models, TINY, x, y)
     prices.passes = {"no defense": (3.0, 1.0), "jpeg": (4.0, 2.0), "resize and pad": (5.0, 2.0)}
     assert prices.seconds("jpeg", "PGD", 0.1) == 40 * 2.0  # its images are the classifier's
     assert prices.seconds("no defense", "PGD", 0.1) == 40 * (1.0 + 50 * 3.0)
     # PGD 2, APGD 2, DLR 2 steps; Square 3 queries, noise 1; five rows are scored.
     assert prices.seconds("no defense", "protocol", 0.2) == 4 * (6 * 3.0 + 4 + 5)
     more = replace(TINY, budget=replace(TINY.budget, draws=2))
-    again = lineup.Prices(table.models, more, x, y)
+    again = lineup.Prices(lineup.MNIST, table.models, more, x, y)
     again.passes = prices.passes
     assert again.seconds("jpeg", "protocol", 0.2) == prices.seconds("jpeg", "protocol", 0.2)
     name = "resize and pad", "protocol", 0.2
