@@ -9,7 +9,8 @@ images, 5,000 are held out for validation in the same way.
 ``"cifar10-jpeg"`` is **not** CIFAR-10, but a copy of it whose images were stored as JPEG files
 (quality 75), in another order. That removes fine detail and favours purifiers, so its results are
 named "CIFAR-10 (JPEG copy)" wherever they stand. ``"cifar10-20"`` are the first 20 test images of
-the original, from the package foolbox: enough to look at, without a download.
+the original, from the package foolbox: enough to look at, without a download. ``"photographs"`` are
+two that travel with the package, a cat and a cup of coffee at 224 × 224, with ImageNet's labels.
 
 Sets too large for memory are streamed: see :mod:`apudae.batches`.
 """
@@ -36,11 +37,13 @@ SPLITS = ("train", "validation", "test")
 PROFILES = ("quick", "full")
 
 SAMPLE = Path(__file__).parent / "samples" / "mnist_5k.npz"
+PHOTOGRAPHS = SAMPLE.with_name("photographs.npz")
 
 # SHA-256 of the bundled sample (made by scripts/bundle_mnist.py) and of the four MNIST files,
 # unpacked, as torchvision leaves them in <root>/MNIST/raw.
 SHA256 = {
     "mnist_5k.npz": "66500fbe1a569189a3076ba7c2d8c19c2b72e975fdc984a9e57e681d936d4f24",
+    "photographs.npz": "3ef4239504528374306df2e484e68b166ccd4776f851299764fd58c2541fc6b3",
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -56,6 +59,7 @@ TITLES = {
     "cifar10": "CIFAR-10",
     "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
     "cifar10-20": "CIFAR-10 (20 test images)",
+    "photographs": "two photographs",
 }
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -98,7 +102,8 @@ def load(
     ``<root>/cifar10_jpeg/cifar10_jpeg.npz`` and never downloaded.
 
     Args:
-        name: ``"mnist"``, ``"cifar10"``, ``"cifar10-jpeg"``, or ``"cifar10-20"`` (test only).
+        name: ``"mnist"``, ``"cifar10"``, ``"cifar10-jpeg"``, ``"cifar10-20"`` or ``"photographs"``
+            (test only).
         split: ``"train"``, ``"validation"`` or ``"test"``.
         profile: ``"quick"`` or ``"full"``; by default ``$APUDAE_PROFILE``, else ``"quick"``. Only
             MNIST has both.
@@ -227,6 +232,14 @@ def _load_cifar10_20(split: str, profile: str, root: str | Path | None, download
     return images.transpose(0, 3, 1, 2), labels
 
 
+def _load_photographs(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    if split != "test":
+        raise ValueError(f"split: 'photographs' are test images only, got {split!r}")
+    verify(PHOTOGRAPHS, SHA256[PHOTOGRAPHS.name])
+    with np.load(PHOTOGRAPHS) as stored:
+        return stored["images"][:, :, 16:-16, 16:-16], stored["labels"]
+
+
 def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> Pixels:
     """Of training images a tenth, the same ones each time, is the validation split."""
     if split == "test":
@@ -304,4 +317,5 @@ _LOADERS = {
     "cifar10": _load_cifar10,
     "cifar10-jpeg": _load_cifar10_jpeg,
     "cifar10-20": _load_cifar10_20,
+    "photographs": _load_photographs,
 }

@@ -28,6 +28,9 @@ takes some of the defenses, so that several runs can share the work.
 ``cifar10_selection`` and ``cifar10``. ``--data cifar10-jpeg`` takes the JPEG copy instead of the
 original, which is downloaded if need be. Some hours on two CPU cores.
 
+``imagenet`` does it for photographs of ImageNet's classes around a pretrained classifier: records
+``imagenet_selection`` and ``imagenet``. ``--folder`` names them, ``--classifier`` another one.
+
 ``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
 in ``apudae/results/gpu_training.json``. What is stored already is not run again.
 
@@ -53,6 +56,7 @@ from . import (
     cifar,
     comparison,
     data,
+    imagenet,
     lineup,
     models,
     overview,
@@ -272,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     runs = ["mnist-weights", "mnist-variants", "mnist-ladder", "mnist-robustness"]
-    runs += ["mnist-baselines", "mnist", "cifar10", "gpu-training", "status"]
+    runs += ["mnist-baselines", "mnist", "cifar10", "imagenet", "gpu-training", "status"]
     parser.add_argument("name", choices=runs, help="which run")
     parser.add_argument("--root", type=Path, help="folder of the data (default: $APUDAE_DATA)")
     parser.add_argument(
@@ -305,6 +309,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--data", choices=cifar.SETS, default=cifar.SETS[0], help="of cifar10 (the original)"
     )
+    parser.add_argument("--folder", type=Path, help="of photographs, one folder for each class")
+    parser.add_argument(
+        "--classifier",
+        choices=imagenet.CLASSIFIERS,
+        default=imagenet.CLASSIFIERS[0],
+        help="of imagenet (the one that needs no download)",
+    )
     args = parser.parse_args(argv)
     where = (args.root, args.weights, args.results, args.work)
     if args.name == "mnist-weights":
@@ -317,6 +328,9 @@ def main(argv: list[str] | None = None) -> None:
             "mnist-baselines": lambda: mnist_baselines(*where),
             "mnist": lambda: versus.mnist(*where, args.profile, args.only),
             "cifar10": lambda: cifar.run(args.data, *where, args.profile, args.only),
+            "imagenet": lambda: imagenet.run(
+                args.folder, *where, args.profile, args.only, args.classifier
+            ),
             "gpu-training": lambda: gpu_training(args.root, args.results),
         }
         try:

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import torch
 
-from . import baselines, checkpoints, cifar, comparison, data, lineup, records, robustness, tuning
+from . import (
+    baselines,
+    checkpoints,
+    cifar,
+    comparison,
+    data,
+    imagenet,
+    lineup,
+    records,
+    robustness,
+    selection,
+    tuning,
+)
 from .plan import BUDGETS
 from .report import Report
 
@@ -34,17 +46,19 @@ def lines(weights: Path, results: Path) -> list[Line]:
     found += [("record", name, _robust(name, results)) for name in robustness.expected()]
     for profile in lineup.PROFILES:
         found += _compared(lineup.MNIST, "mnist", profile, weights, results)
-    found += [_weights(name, "cifar10", weights) for name in cifar.WEIGHTS]
-    state = _there(cifar.PLAN.record, results)
-    if not state:
-        state = f"missing: {COMMAND} cifar10"
-    elif "chosen" not in records.load(cifar.PLAN.record, results):
-        state = f"begun; goes on with {COMMAND} cifar10"
-    found.append(("record", cifar.PLAN.record, state))
-    for profile in cifar.PROFILES:
-        found += _compared(
-            cifar.lineup(cifar.SETS[0], results), "cifar10", profile, weights, results
-        )
+    for run, plan, needed, what in (
+        ("cifar10", cifar.PLAN, cifar.WEIGHTS, cifar.lineup(results=results)),
+        ("imagenet", imagenet.PLAN, (imagenet.PLAN.dae,), imagenet.lineup(results=results)),
+    ):
+        found += [_weights(name, run, weights) for name in needed]
+        state = _there(plan.record, results)
+        if not state:
+            state = f"missing: {COMMAND} {run}"
+        elif not selection.chosen_of(plan, results):
+            state = f"begun; goes on with {COMMAND} {run}"
+        found.append(("record", plan.record, state))
+        for profile in what.profiles:
+            found += _compared(what, run, profile, weights, results)
     return found
 
 

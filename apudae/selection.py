@@ -121,8 +121,18 @@ def defenses(
     weights: Path,
     device: torch.device | str = "cpu",
     results: Path = records.RESULTS,
+    *,
+    same: bool = True,
 ) -> dict[str, nn.Module]:
     """The classifier and all defenses that were chosen around it, by name.
+
+    Args:
+        plan: what was chosen.
+        classifier: to be defended.
+        weights: folder of the DAE.
+        device: where all of them are to be.
+        results: folder of the plan's record.
+        same: insist that the choice was made around this very classifier.
 
     Raises:
         ValueError: the settings were chosen for another DAE or classifier than the one that is
@@ -133,7 +143,7 @@ def defenses(
     if not chosen or plan.dae not in checkpoints.names(weights):
         return found
     record, dae = records.load(plan.record, results), checkpoints.load(plan.dae, weights)
-    _check_same(plan, record, weights, classifier)
+    _check_same(plan, record, weights, classifier if same else None)
     level, dae = Calibration(*record["calibration"]), dae.to(device)
     for name in (*plan.ours, DEFAULT):
         options = {} if name == DEFAULT else choose(record["rows"], name)
@@ -143,12 +153,14 @@ def defenses(
     return {name: found[name] for name in plan.kept(results)}
 
 
-def _check_same(plan: Plan, record: dict[str, Any], weights: Path, classifier: nn.Module) -> None:
-    for what, known, there in (
-        ("DAE", record["dae_sha256"], checkpoints.about(plan.dae, weights)["sha256"]),
-        ("classifier", record["classifier_sha256"], model_fingerprint(classifier)),
-    ):
-        if known != there:
+def _check_same(
+    plan: Plan, record: dict[str, Any], weights: Path, classifier: nn.Module | None
+) -> None:
+    there = {"DAE": checkpoints.about(plan.dae, weights)["sha256"]}
+    if classifier is not None:
+        there["classifier"] = model_fingerprint(classifier)
+    for what, found in there.items():
+        if record[f"{what.lower()}_sha256"] != found:
             raise ValueError(
                 f"{plan.record}.json was made with another {what} than is here; move the record, "
                 "or take the weights that belong to it"

@@ -300,3 +300,12 @@ def test_the_twenty_are_the_first_ones_of_cifar(full_data):
     for image, label in zip(x, y, strict=True):
         error = (other - image).square().flatten(1).mean(1)
         assert error.min() < 3e-3 and labels[error.argmin()] == label
+
+
+def test_two_photographs_travel_with_the_package(no_network):
+    x, y = data.load("photographs")
+    assert x.shape == (2, 3, 224, 224) and x.min() >= 0 and x.max() <= 1
+    assert y.tolist() == [282, 967]
+    assert (x[0].mean((1, 2)).diff() < 0).all()  # an orange cat: red above green above blue
+    with pytest.raises(ValueError, match="test images only, got 'validation'"):
+        data.load("photographs", "validation")
