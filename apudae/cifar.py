@@ -101,6 +101,8 @@ PROFILES = {
     ),
 }
 
+CHOSEN = {"quick": (20, 2), "full": (authors.LOGGED_N, 50)}  # images of the chosen variant
+
 
 def defenses(
     weights: Path, device: torch.device | str = "cpu", *, results: Path = records.RESULTS
@@ -141,7 +143,7 @@ def lineup(name: str = SETS[0], results: Path = records.RESULTS) -> Lineup:
             "seed": 0,
         },
         about_data={"name": data.TITLES[name], "split": "test"},
-        profiles=PROFILES,
+        profiles=selection.with_chosen(PROFILES, PLAN, results, CHOSEN),
         records={"quick": "cifar10_quick", "full": "cifar10"},
         retrained=frozenset({TRAINED}),
     )

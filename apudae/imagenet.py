@@ -86,9 +86,11 @@ PROFILES = {
         strong=100,
         epsilons=EPSILONS,
         budget=_SMALL,
-        fewer={DEFAULT: (100, 10)},
+        fewer={f"adaptive, {name}": (50, 0) for name in PLAN.variants} | {DEFAULT: (100, 10)},
     ),
 }
+
+CHOSEN = {"quick": (2, 1), "full": (200, 100)}  # images of the chosen variant
 
 
 def keys(listing: Listing) -> list[str]:
@@ -198,7 +200,7 @@ def lineup(
         gradients={"FGSM": 1, "R-FGSM": 1, "BIM": 7, "PGD": 50},
         told={"BIM": "7 steps", "PGD": "50 steps", CW: SEARCHES, "seed": 0},
         about_data={"name": TITLE, "classifier": name, "size": SIZE},
-        profiles=PROFILES,
+        profiles=selection.with_chosen(PROFILES, PLAN, results, CHOSEN),
         records={"quick": f"imagenet_quick{more}", "full": f"imagenet{more}"},
     )
 

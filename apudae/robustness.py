@@ -20,6 +20,7 @@ from .evaluation import evaluate, model_fingerprint
 from .plan import BUDGETS, Budget
 from .purification import Adaptive, Calibration, Defended, Direct
 from .report import Report
+from .scores import Difference, paired_difference
 from .whitebox import BPDA, Averaged, ReconstructionAware, Surrogate, smooth
 
 EPSILONS = (0.1, 0.2, 0.3)
@@ -165,6 +166,15 @@ def load(name: str, eps: float, folder: Path = records.RESULTS) -> Report:
         ValueError: it has not been made.
     """
     return Report.load(record_name(name, eps), folder)
+
+
+def minus(one: Report, other: Report) -> Difference:
+    """How many points one report is better, on the first test digits, which both have."""
+    n = min(one.n, other.n)
+    first, second = other.right()[:n], one.right()[:n]
+    if one.draws > 1 or other.draws > 1:  # rates
+        first, second = first.double(), second.double()
+    return paired_difference(first, second)
 
 
 def expected() -> list[str]:

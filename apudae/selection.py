@@ -15,7 +15,7 @@ the classifier alone, added up over all ε. A :class:`Plan` says what is tried.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import nn
 from . import attacks, checkpoints, data, recipes, records
 from .data import Split
 from .evaluation import model_fingerprint
+from .lineup import Profile
 from .purification import Adaptive, Calibration, Defended, Direct, calibrate
 from .recipes import Recipe
 from .transforms import JPEG, BitDepth, Median, ResizePad
@@ -91,6 +92,27 @@ def chosen_of(plan: Plan, results: Path = records.RESULTS) -> dict[str, Any]:
     if plan.record not in records.names(results):
         return {}
     return records.load(plan.record, results).get("chosen", {})
+
+
+def with_chosen(
+    profiles: dict[str, Profile], plan: Plan, results: Path, sizes: dict[str, tuple[int, int]]
+) -> dict[str, Profile]:
+    """Profiles in which the variant that was chosen gets images of its own, protocol included.
+
+    Args:
+        profiles: by name.
+        plan: whose choice it is; before it is made nothing changes.
+        results: folder of its record.
+        sizes: per profile, how many images the variant gets under weak attacks and the protocol.
+    """
+    chosen = chosen_of(plan, results)
+    if not chosen:
+        return profiles
+    name = f"adaptive, {chosen['variant']}"
+    return {
+        k: replace(p, fewer=p.fewer | {name: sizes[k]}) if k in sizes else p
+        for k, p in profiles.items()
+    }
 
 
 def purifier(

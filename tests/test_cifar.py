@@ -28,12 +28,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 
 
 def coloured(n, dtype, seed):
-    """Images whose class is the brightest of ten vertical bands' colours, nearly."""
+    """Faintly coloured stripes: class k has one of three colours at one of four places."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 10
-    images = 0.2 * torch.rand(n, 3, 8, 8, generator=generator)
+    images = 0.3 + 0.1 * torch.rand(n, 3, 8, 8, generator=generator)
     for image, label in zip(images, labels.tolist(), strict=True):
-        image[label % 3, :, 2 * (label // 3) % 8] += 0.7
+        image[label % 3, :, 2 * (label // 3) % 8] += 0.15
     pixels = (255 * images.clamp(0, 1)).round().to(torch.uint8)
     return data.Split(pixels if dtype == torch.uint8 else pixels.float() / 255, labels)
 
@@ -82,6 +82,7 @@ def done(tmp_path_factory):
         ):
             patch.setattr(where, name, value)
         patch.setitem(cifar.PROFILES, "full", tiny)
+        patch.setattr(cifar, "CHOSEN", {"full": (6, 2)})
         top = tmp_path_factory.mktemp("cifar")
         folders = {"weights": top / "w", "results": top / "r", "work": top / "k"}
         cifar.run("cifar10-jpeg", None, *folders.values(), "full")
@@ -113,7 +114,9 @@ def test_one_command_trains_chooses_and_compares_once(own, capsys):
     columns = {text.split(" | ")[1] for text in rows}
     assert columns == {"clean", "C&W", "protocol", *cifar.WEAK}
     strong = {text.split(" | ")[0] for text in rows if "protocol" in text}
-    assert "adaptive, kl" not in strong and {"direct", "adversarial training"} <= strong
+    variants = {name for name in strong if name.startswith("adaptive")}
+    assert variants == {f"adaptive, {chosen['variant']}", selection.DEFAULT}
+    assert {"direct", "adversarial training", "no defense"} <= strong
     assert rows["no defense | clean | 0"]["correct"] >= 15  # it has learned something
     files = {path: path.read_bytes() for path in (*weights.iterdir(), *results.iterdir())}
     cifar.run("cifar10-jpeg", None, *own.values(), "full")
@@ -126,7 +129,10 @@ def test_a_row_is_what_a_direct_measurement_says(done):
     x, y = coloured(20, torch.float32, 2)
     rows = records.load("cifar10", done["results"])["rows"]
     attacked = authors.bim(found["no defense"], x, y, eps=8 / 255)
-    for name, n in (("no defense", 20), ("direct", 20), ("adaptive, simple", 4)):
+    record = records.load("cifar10_selection", done["results"])
+    chosen = f"adaptive, {record['chosen']['variant']}"
+    other = next(n for n in cifar.PLAN.ours[1:] if n != chosen)
+    for name, n in (("no defense", 20), ("direct", 20), (chosen, 6), (other, 4)):
         row = rows[lineup.key(name, "authors' BIM", 8 / 255)]
         now = scores.outcomes(found[name], attacked[:n], y[:n])
         assert torch.equal(records.unpack(row["outcomes"], row["n"]), now)

@@ -100,6 +100,7 @@ def done(tmp_path_factory):
         ):
             patch.setattr(where, name, value)
         patch.setitem(imagenet.PROFILES, "full", full)
+        patch.setattr(imagenet, "CHOSEN", {"full": (8, 2)})
         for k in range(20):
             blocks = torch.randint(256, (9, 10, 3), generator=generator, dtype=torch.uint8)
             pixels = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1)
