@@ -66,7 +66,7 @@ WEAK = {
     "FGSM": attacks.fgsm,
     "R-FGSM": partial(attacks.rfgsm, alpha=authors.ALPHA),
     "BIM": partial(attacks.bim, steps=authors.STEPS),
-    "PGD": partial(attacks.pgd, steps=50),
+    "PGD": partial(attacks.pgd, steps=20),
 }
 _SMALL = Budget(pgd=20, apgd=20, targets=1, queries=100, draws=1, weights=(0.1,), scoring=5)
 PROFILES = {
@@ -81,16 +81,16 @@ PROFILES = {
     ),
     "full": Profile(
         data="full",
-        weak=200,
-        cw=20,
+        weak=100,
+        cw=10,
         strong=100,
         epsilons=EPSILONS,
         budget=_SMALL,
-        fewer={f"adaptive, {name}": (50, 0) for name in PLAN.variants} | {DEFAULT: (100, 10)},
+        fewer={f"adaptive, {name}": (30, 0) for name in PLAN.variants} | {DEFAULT: (50, 5)},
     ),
 }
 
-CHOSEN = {"quick": (2, 1), "full": (200, 100)}  # images of the chosen variant
+CHOSEN = {"quick": (2, 1), "full": (100, 100)}  # images of the chosen variant
 
 
 def keys(listing: Listing) -> list[str]:
@@ -197,8 +197,8 @@ def lineup(
         defenses=PLAN.kept(results),
         weak=WEAK,
         epsilons=EPSILONS,
-        gradients={"FGSM": 1, "R-FGSM": 1, "BIM": 7, "PGD": 50},
-        told={"BIM": "7 steps", "PGD": "50 steps", CW: SEARCHES, "seed": 0},
+        gradients={"FGSM": 1, "R-FGSM": 1, "BIM": 7, "PGD": 20},
+        told={"BIM": "7 steps", "PGD": "20 steps", CW: SEARCHES, "seed": 0},
         about_data={"name": TITLE, "classifier": name, "size": SIZE},
         profiles=selection.with_chosen(PROFILES, PLAN, results, CHOSEN),
         records={"quick": f"imagenet_quick{more}", "full": f"imagenet{more}"},
