@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/purification.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/imagenet.py
+	$(BIN)/python benchmarks/certification.py
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
