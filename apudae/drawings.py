@@ -50,19 +50,29 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
     for name, (cost, worst) in sorted(points.items(), key=lambda p: (p[1][1].percent, p[1][0])):
         low, top = worst.interval()
         error = [[max(worst.percent - low, 0)], [max(top - worst.percent, 0)]]
-        ax.errorbar(cost, worst.percent, error, color=BLUE, marker="o", ms=6, capsize=3)
+        ax.errorbar(cost, worst.percent, error, color=BLUE, ls="", capsize=3, zorder=2)
+        ax.plot(cost, worst.percent, color=BLUE, marker="o", ms=6, zorder=4)
         at = max(worst.percent, 0.0)
         while any(abs(np.log10(cost) - c) < 0.75 and abs(at - h) < 5 for c, h in high):
             at += 1.0
         high.append((np.log10(cost), at))
+        # An interval just right of this one would lie under the name: then it stands on the left.
+        left = any(
+            0 < np.log10(other / cost) < 0.4
+            and mark.interval()[0] - 2.5 < at < mark.interval()[1] + 2.5
+            for other, mark in points.values()
+        )
         ax.annotate(
             name,
             (cost, worst.percent),
-            (cost * 1.12, at),
+            (cost / 1.12 if left else cost * 1.12, at),
+            ha="right" if left else "left",
             va="center",
             fontsize=9.5,
             color=INK,
             arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "lw": 0.8, "shrinkB": 3},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+            zorder=3,
         )
     costs = [cost for cost, _ in points.values()]
     ax.set_xlim(min(costs) / 1.5, max(costs) * 6)

@@ -50,3 +50,5 @@ def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
     labels = {text.get_text(): text.xyann for text in ax.texts}
     assert labels.keys() == points.keys()
     assert abs(labels["a"][1] - labels["b"][1]) >= 5
+    sides = {text.get_text(): text.get_ha() for text in ax.texts}
+    assert sides == {"a": "right", "b": "left", "c": "left"}  # b's interval is right of a
