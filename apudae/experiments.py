@@ -339,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: {error}")
     else:
         for kind, name, state in status(args.weights, args.results):
-            print(f"{kind:12}{name:26}{state}")
+            print(f"{kind:12}{name:30}{state}")
 
 
 if __name__ == "__main__":

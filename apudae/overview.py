@@ -118,6 +118,8 @@ def _compared(
     state = "begun" if _there(name, results) else "missing"
     budget = next((k for k, b in BUDGETS.items() if b == p.budget), "small")
     found = [("record", name, f"{state}: {command} ({len(missing)} rows to go)")]
+    if not known and state == "missing":
+        return found  # nothing has begun: no list of everything
     for defense in dict.fromkeys(text.split(" | ")[0] for text in missing):
         rows = [text.split(" | ") for text in missing if text.startswith(f"{defense} | ")]
         strong = sum(attack == lineup.STRONG for _, attack, _ in rows)
