@@ -179,6 +179,8 @@ class Run:
         with _room_for(self.source.batch_size):
             for step, (x, y, share) in enumerate(self.source.epoch(self.done), 1):
                 x = x.contiguous(memory_format=self.layout)
+                if hasattr(self.task, "announce"):
+                    self.task.announce((self.done + (step - 1) / len(self.source)) / self.epochs)
                 try:
                     with self.autocast():
                         loss = self.task(self.called, x, y, noise)

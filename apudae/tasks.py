@@ -2,7 +2,8 @@
 
 A task is a function ``(model, x, y, generator) -> loss``: the mean loss of a batch of images ``x``
 (float32 ``[B, C, H, W]`` in [0, 1]) with labels ``y``. All randomness comes from the generator.
-Anything of that form can be handed to :func:`apudae.training.fit`.
+Anything of that form can be handed to :func:`apudae.training.fit`. A task that has a method
+``announce`` is told before each batch how far the training is, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -71,20 +72,100 @@ def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
         attack: any of :mod:`apudae.attacks`, such as ``attacks.pgd``.
         options: its keyword arguments, such as ``eps=0.3, steps=7, early_stop=True``.
     """
+    attacked = _Attacked(attack, options)
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        bare = model
-        while hasattr(bare, "module") or hasattr(bare, "_orig_mod"):  # DDP, torch.compile
-            bare = bare.module if hasattr(bare, "module") else bare._orig_mod
-        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
-        keyed = {"seed": seed} if "seed" in attack_parameters else {}
-        # In full precision: in float16 small image gradients would be 0, and the attack too weak.
-        with evaluating(bare), torch.autocast(x.device.type, enabled=False):
-            attacked = attack(bare, x, y, **{**keyed, **options})
-        return F.cross_entropy(model(attacked).float(), y)
+        bare = _bare(model)
+        hit = attacked(bare, bare, x, y, generator)
+        return F.cross_entropy(model(hit).float(), y)
 
-    attack_parameters = inspect.signature(attack).parameters
-    name = getattr(attack, "__name__", repr(attack))
     task.labelled = True
-    task.name = f"adversarial, {name}, {sorted(options.items())}"
+    task.name = f"adversarial, {attacked.name}"
     return task
+
+
+def purifying(
+    classifier: nn.Module,
+    attack: Callable[..., Tensor],
+    *,
+    eps: float,
+    weight: float = 1.0,
+    warm_up: float = 0.0,
+    **options: object,
+) -> Task:
+    """A purifier that is trained *through* a frozen classifier, against attacks that know both.
+
+    The attack aims at the classifier behind the purifier R; the loss is the cross-entropy of what
+    the classifier reads after R, plus ``weight`` times ``‖R(x') − x‖²`` per pixel. Adversarial
+    training (Madry et al. 2018) of the part that may be trained.
+
+    Args:
+        classifier: images -> logits, in evaluation mode; its parameters get no gradient.
+        attack: any of :mod:`apudae.attacks`, such as ``attacks.pgd``.
+        eps: radius of its ball.
+        weight: of the reconstruction.
+        warm_up: share of the training in which ε grows from 0 to ``eps``.
+        options: the attack's other keyword arguments; with ``relative_step`` its step size is so
+            many times the ε of the moment.
+
+    Raises:
+        ValueError: a radius, weight or share out of range, or a classifier in training mode.
+    """
+    check_number(eps, "eps", exclusive=True)
+    check_number(weight, "weight")
+    check_number(warm_up, "warm_up")
+    if warm_up > 1:
+        raise ValueError(f"warm_up: expected a share of the training, 0 to 1, got {warm_up}")
+    if any(module.training for module in classifier.modules()):
+        raise ValueError("classifier: expected one in evaluation mode; call .eval() first")
+    relative = options.pop("relative_step", None)
+    attacked = _Attacked(attack, options)
+    now = {"eps": eps}
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        bare = _bare(model)
+        ball = now if relative is None else now | {"step_size": relative * now["eps"]}
+        hit = attacked(nn.Sequential(bare, classifier), bare, x, y, generator, **ball)
+        drawn = model(hit).float()
+        return F.cross_entropy(classifier(drawn).float(), y) + weight * F.mse_loss(drawn, x)
+
+    def announce(progress: float) -> None:
+        # A thousandth at least: a ball of radius 0 has no steps.
+        now["eps"] = eps * max(min(progress / warm_up, 1.0), 1e-3) if warm_up else eps
+
+    task.announce = announce
+    task.labelled = False  # the classes are the classifier's, not the purifier's
+    told = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
+    task.name = f"purifying, {attacked.name}, {sorted(told.items())}"
+    return task
+
+
+class _Attacked:
+    """An attack as training makes it: seeded by the batch, in evaluation and full precision."""
+
+    def __init__(self, attack: Callable[..., Tensor], options: dict[str, object]) -> None:
+        self.attack, self.options = attack, options
+        self.seeded = "seed" in inspect.signature(attack).parameters
+        self.name = f"{getattr(attack, '__name__', repr(attack))}, {sorted(options.items())}"
+
+    def __call__(
+        self,
+        whole: nn.Module,
+        trained: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator,
+        **more: object,
+    ) -> Tensor:
+        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
+        keyed = {"seed": seed} if self.seeded else {}
+        # In full precision: in float16 small image gradients would be 0, and the attack too weak.
+        with evaluating(trained), torch.autocast(x.device.type, enabled=False):
+            return self.attack(whole, x, y, **{**keyed, **self.options, **more})
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """Without DDP and torch.compile around it."""
+    while hasattr(model, "module") or hasattr(model, "_orig_mod"):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model

@@ -20,7 +20,7 @@ from . import attacks, checkpoints, data, image_files, models, parallel, scores
 from .batches import InMemory, Streamed
 from .checks import check_count, check_images, check_labels, check_number
 from .engine import OPTIMIZERS, PRECISIONS, SCHEDULES, History, Run, measure, precision_of
-from .tasks import KINDS, Task, adversarial, classification, denoising
+from .tasks import KINDS, Task, adversarial, classification, denoising, purifying
 
 __all__ = [
     "History",
@@ -30,6 +30,7 @@ __all__ = [
     "fit",
     "measure",
     "precision_of",
+    "purifying",
 ]
 
 

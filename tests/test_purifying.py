@@ -1,0 +1,123 @@
+"""Training a purifier through a frozen classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from apudae import attacks, checkpoints, data, models, tasks, training
+from apudae.evaluation import accuracy
+
+
+class Shift(nn.Module):
+    """A purifier with one parameter."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.tensor(by, dtype=torch.float64))
+
+    def forward(self, x):
+        return x + self.by
+
+
+def test_the_loss_is_what_its_definition_says(linear, generator):
+    """One FGSM step on a linear classifier: the attacked image is known in closed form."""
+    x = 0.4 + 0.2 * torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (6,), generator=generator)
+    classifier, model = linear.eval().requires_grad_(False), Shift(0.05)
+    task = tasks.purifying(classifier, attacks.fgsm, eps=0.1, weight=0.7)
+    loss = task(model, x, y, generator)
+    weight = classifier.weight
+    slope = ((classifier(x + 0.05).softmax(1) - F.one_hot(y, 3)) @ weight).view_as(x)
+    hit = x + 0.1 * slope.sign()
+    drawn = hit + 0.05
+    by_hand = F.cross_entropy(classifier(drawn).float(), y) + 0.7 * (drawn - x).square().mean()
+    torch.testing.assert_close(loss.double(), by_hand, rtol=1e-6, atol=1e-6)
+    loss.backward()
+    assert model.by.grad is not None and classifier.weight.grad is None
+
+
+def test_epsilon_grows_during_the_warm_up():
+    seen = []
+
+    def attack(model, x, y, *, eps, step_size):
+        seen.append((eps, step_size))
+        return x
+
+    classifier = models.build("mnist-cnn", width=4).eval()
+    x, y = data.load("mnist", "train").take(20)
+    task = tasks.purifying(classifier, attack, eps=0.4, warm_up=0.5, relative_step=0.25)
+    training.fit(models.build("mnist-dae", width=4), x, y, task=task, epochs=4, batch_size=10)
+    shares = [max(k / 8 / 0.5, 1e-3) for k in range(4)] + [1.0] * 4
+    assert seen == [pytest.approx((0.4 * s, 0.1 * s)) for s in shares]
+
+
+def test_a_run_that_was_cut_off_in_the_warm_up_ends_the_same(tmp_path, monkeypatch):
+    x, y = data.load("mnist", "train").take(40)
+    classifier = checkpoints.load("mnist-cnn")
+
+    def fit(path, fails_after=None):
+        task = tasks.purifying(classifier, attacks.pgd, eps=0.2, warm_up=1.0, steps=1)
+        calls = []
+
+        def counted(*batch):
+            calls.append(1)
+            if fails_after and len(calls) > fails_after:
+                raise KeyboardInterrupt
+            return task(*batch)
+
+        counted.announce, counted.name = task.announce, task.name
+        net = models.build("mnist-dae", width=4)
+        run = {"task": counted, "epochs": 3, "batch_size": 20, "checkpoint": path}
+        training.fit(net, x, y, **run, progress=False)
+        return net.state_dict()
+
+    whole = fit(tmp_path / "a.pt")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "b.pt", fails_after=3)
+    again = fit(tmp_path / "b.pt")
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_it_makes_a_purifier_harder_to_attack():
+    """And the classifier is not touched."""
+    classifier = checkpoints.load("mnist-cnn").eval().requires_grad_(False)
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    train = data.load("mnist", "train").take(1500)
+    x, y = data.load("mnist", "validation").take(200)
+    left = {}
+    pgd = {"eps": 0.15, "steps": 3, "relative_step": 0.5, "early_stop": False}
+    kinds = {
+        "denoising": tasks.denoising(0.3),
+        "purifying": tasks.purifying(classifier, attacks.pgd, warm_up=0.3, **pgd),
+    }
+    for name, task in kinds.items():
+        dae = models.build("mnist-dae", width=16)
+        training.fit(dae, *train, task=task, epochs=8, batch_size=50, lr=2e-3)
+        whole = nn.Sequential(dae, classifier).eval()
+        hit = attacks.pgd(whole, x, y, eps=0.15, steps=20)
+        left[name] = accuracy(whole, hit, y).percent
+    assert left["purifying"] > left["denoising"] + 10
+    assert all(torch.equal(before[k], v) for k, v in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"eps": 0.0}, "eps"),
+        ({"weight": -1.0}, "weight"),
+        ({"warm_up": 1.5}, "warm_up: expected a share of the training, 0 to 1, got 1.5"),
+    ],
+)
+def test_bad_settings_are_named(change, words):
+    options = {"eps": 0.1, "weight": 1.0, "warm_up": 0.0} | change
+    classifier = models.build("mnist-cnn").eval()
+    with pytest.raises(ValueError, match=words):
+        tasks.purifying(classifier, attacks.pgd, **options)
+
+
+def test_a_classifier_that_is_being_trained_is_refused():
+    with pytest.raises(ValueError, match=r"classifier: expected one in evaluation mode"):
+        tasks.purifying(models.build("mnist-cnn").train(), attacks.pgd, eps=0.1)
