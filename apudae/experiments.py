@@ -31,6 +31,9 @@ original, which is downloaded if need be. Some hours on two CPU cores.
 ``imagenet`` does it for photographs of ImageNet's classes around a pretrained classifier: records
 ``imagenet_selection`` and ``imagenet``. ``--folder`` names them, ``--classifier`` another one.
 
+``mnist-certified`` certifies digits by denoised smoothing, and attacks what is certified: record
+``mnist_certified``. About two hours on two CPU cores. It needs the full MNIST.
+
 ``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
 in ``apudae/results/gpu_training.json``. What is stored already is not run again.
 
@@ -42,7 +45,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,12 @@ from torch import nn
 from . import (
     attacks,
     baselines,
+    certified,
     checkpoints,
     cifar,
     comparison,
     data,
+    gpu_runs,
     imagenet,
     lineup,
     models,
@@ -68,15 +72,13 @@ from . import (
     versus,
 )
 from .purification import Adaptive, Defended, Direct
+from .recipes import CLASSIFIER_TRAINING, DAE_TRAINING
 
 # The grid that is searched on validation images; what is chosen from it stands in the record.
 SIGMAS = (0.2, 0.3, 0.4, 0.5)
 ADAPTIVE = tuple((steps, size) for steps in (15, 30) for size in (0.02, 0.05, 0.1))
 EPSILONS = (0.0, 0.1, 0.2, 0.3)
 PGD_STEPS = 50
-
-CLASSIFIER_TRAINING = {"epochs": 10, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-4, "seed": 0}
-DAE_TRAINING = {"epochs": 15, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.0, "seed": 0}
 
 
 def mnist_weights(root: Path | None, folder: Path, results: Path) -> None:
@@ -158,72 +160,10 @@ def mnist_weights(root: Path | None, folder: Path, results: Path) -> None:
     print(records.save("mnist_selection", record, device=device, folder=results))
 
 
-# What one GPU is to train: model, data, the options of training.fit, and the seconds it may take.
-_DAE = {"task": "denoising", "optimizer": "adamw", "lr": 3e-3}
-_CIFAR = {"data": "cifar10-jpeg", "augment": True, "batch_size": 512, "ema": 0.995}
-GPU_RUNS: dict[str, dict[str, Any]] = {
-    "MNIST classifier": {"model": "mnist-cnn", "data": "mnist", "seconds": 20}
-    | CLASSIFIER_TRAINING
-    | {"batch_size": 512, "lr": 4e-3},
-    "MNIST DAE": {"model": "mnist-dae", "data": "mnist", "seconds": 20, "sigma": 0.3}
-    | DAE_TRAINING
-    | _DAE
-    | {"batch_size": 512},
-    "CIFAR-10 classifier": {"model": "cifar10-resnet", "seconds": 60, "epochs": 30}
-    | {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4}
-    | _CIFAR,
-    "REDNet-30": {"model": "rednet", "seconds": 300, "epochs": 20, "sigma": (0.02, 0.2)}
-    | _DAE
-    | _CIFAR
-    | {"lr": 1e-3},
-}
-
-
-def gpu_training(root: Path | None, results: Path, *, device: str = "cuda") -> None:
-    """Train each of :data:`GPU_RUNS` that the record lacks; store time and quality after each.
-
-    Raises:
-        RuntimeError: there is no GPU.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("gpu-training needs a GPU, and torch finds none on this machine")
-    done = _gpu_runs(results)
-    for name, recipe in GPU_RUNS.items():
-        if name in done:
-            continue
-        options = dict(recipe)
-        model = models.build(options.pop("model")).to(device)
-        source, limit = options.pop("data"), options.pop("seconds")
-        load = {"profile": "full", "root": root, "dtype": torch.uint8}
-        train, test = (data.load(source, split, **load) for split in ("train", "test"))
-        denoises = options.pop("task", None) == "denoising"
-        task = training.denoising(options.pop("sigma")) if denoises else training.classification
-        start = time.perf_counter()
-        training.fit(model, *train, task=task, device=device, **options)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        row = {"data": data.TITLES[source], "seconds": time.perf_counter() - start, "limit": limit}
-        if denoises:
-            row["mse"] = training.measure(model, *test, task, device=device)
-        else:
-            images = test.images.to(device).float().div_(255)
-            found = scores.accuracy(model, images, test.labels.to(device))
-            row |= {"correct": found.correct, "n": found.n}
-        done[name] = row | {"made": records.provenance(device)}
-        print(name, row, flush=True)
-        records.save("gpu_training", {"runs": done}, device=device, folder=results)
-
-
-def _gpu_runs(results: Path) -> dict[str, Any]:
-    if "gpu_training" not in records.names(results):
-        return {}
-    return records.load("gpu_training", results)["runs"]
-
-
 def status(folder: Path, results: Path) -> list[overview.Line]:
     """What there is and what is missing: rows of kind, name, and state or the command to run."""
-    rows, done = overview.lines(folder, results), _gpu_runs(results)
-    for name in GPU_RUNS:
+    rows, done = overview.lines(folder, results), gpu_runs.done(results)
+    for name in gpu_runs.RUNS:
         state = f"not measured: {overview.COMMAND} gpu-training, on a GPU"
         if name in done:
             state = f"{done[name]['seconds']:.1f} s, wanted at most {done[name]['limit']} s"
@@ -276,7 +216,8 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     runs = ["mnist-weights", "mnist-variants", "mnist-ladder", "mnist-robustness"]
-    runs += ["mnist-baselines", "mnist", "cifar10", "imagenet", "gpu-training", "status"]
+    runs += ["mnist-baselines", "mnist", "cifar10", "imagenet", "mnist-certified"]
+    runs += ["gpu-training", "status"]
     parser.add_argument("name", choices=runs, help="which run")
     parser.add_argument("--root", type=Path, help="folder of the data (default: $APUDAE_DATA)")
     parser.add_argument(
@@ -331,7 +272,8 @@ def main(argv: list[str] | None = None) -> None:
             "imagenet": lambda: imagenet.run(
                 args.folder, *where, args.profile, args.only, args.classifier
             ),
-            "gpu-training": lambda: gpu_training(args.root, args.results),
+            "mnist-certified": lambda: certified.run(*where),
+            "gpu-training": lambda: gpu_runs.run(args.root, args.results),
         }
         try:
             jobs[args.name]()

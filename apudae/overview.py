@@ -8,6 +8,7 @@ import torch
 
 from . import (
     baselines,
+    certified,
     checkpoints,
     cifar,
     comparison,
@@ -46,8 +47,10 @@ def lines(weights: Path, results: Path) -> list[Line]:
     found += [("record", name, _robust(name, results)) for name in robustness.expected()]
     for profile in lineup.PROFILES:
         found += _compared(lineup.MNIST, "mnist", profile, weights, results)
+    images = cifar.made_on(results)
+    again = "cifar10" if images == cifar.SETS[0] else f"cifar10 --data {images}"
     for run, plan, needed, what in (
-        ("cifar10", cifar.PLAN, cifar.WEIGHTS, cifar.lineup(results=results)),
+        (again, cifar.PLAN, cifar.WEIGHTS, cifar.lineup(images, results)),
         ("imagenet", imagenet.PLAN, (imagenet.PLAN.dae,), imagenet.lineup(results=results)),
     ):
         found += [_weights(name, run, weights) for name in needed]
@@ -59,6 +62,12 @@ def lines(weights: Path, results: Path) -> list[Line]:
         found.append(("record", plan.record, state))
         for profile in what.profiles:
             found += _compared(what, run, profile, weights, results)
+    names = map(certified.weights_name, certified.SIGMAS)
+    found += [_weights(name, "mnist-certified", weights) for name in names]
+    state = _there(certified.RECORD, results) or f"missing: {COMMAND} mnist-certified"
+    if _there(certified.RECORD, results) and certified.missing(results):
+        state = f"begun; goes on with {COMMAND} mnist-certified"
+    found.append(("record", certified.RECORD, state))
     return found
 
 

@@ -15,6 +15,10 @@ from .tasks import Task, classification
 
 Given = Callable[[nn.Module], Task]
 
+# Of the classifier and the DAE of digits.
+CLASSIFIER_TRAINING = {"epochs": 10, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-4, "seed": 0}
+DAE_TRAINING = {"epochs": 15, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.0, "seed": 0}
+
 
 def _classification(classifier: nn.Module) -> Task:
     return classification

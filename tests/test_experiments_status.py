@@ -3,14 +3,14 @@ import re
 import pytest
 import torch
 
-from apudae import data, experiments, records
+from apudae import data, experiments, gpu_runs, records
 
 
 def test_status_lists_what_is_missing_and_what_is_there(tmp_path, capsys):
     experiments.main(["status"])
     shown = capsys.readouterr().out
     assert re.search("mnist-dae +there", shown)
-    for name in experiments.GPU_RUNS:
+    for name in gpu_runs.RUNS:
         assert name in shown
     experiments.main(["status", "--weights", str(tmp_path), "--results", str(tmp_path)])
     shown = capsys.readouterr().out
@@ -36,13 +36,13 @@ def test_gpu_runs_are_recorded_one_by_one_and_not_repeated(tmp_path, monkeypatch
             x = torch.nn.functional.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
         return data.Split(x, y)
 
-    monkeypatch.setattr(experiments.data, "load", small)
-    runs = {name: recipe | {"epochs": 1} for name, recipe in experiments.GPU_RUNS.items()}
-    monkeypatch.setattr(experiments, "GPU_RUNS", {"REDNet-30": runs["REDNet-30"]})
-    experiments.gpu_training(None, tmp_path, device="cpu")
-    monkeypatch.setattr(experiments, "GPU_RUNS", runs)
+    monkeypatch.setattr(gpu_runs.data, "load", small)
+    runs = {name: recipe | {"epochs": 1} for name, recipe in gpu_runs.RUNS.items()}
+    monkeypatch.setattr(gpu_runs, "RUNS", {"REDNet-30": runs["REDNet-30"]})
+    gpu_runs.run(None, tmp_path, device="cpu")
+    monkeypatch.setattr(gpu_runs, "RUNS", runs)
     asked.clear()
-    experiments.gpu_training(None, tmp_path, device="cpu")
+    gpu_runs.run(None, tmp_path, device="cpu")
     assert asked == ["mnist"] * 4 + ["cifar10-jpeg"] * 2  # REDNet was not run again
     found = records.load("gpu_training", tmp_path)["runs"]
     assert found.keys() == runs.keys()
