@@ -35,9 +35,11 @@ _SGD = {"optimizer": "sgd", "weight_decay": 5e-4, "augment": True, "ema": 0.998,
 _SGD |= {"epochs": 15, "batch_size": 256, "lr": 0.15}
 RECIPES = {
     "cifar10-resnet": Recipe("cifar10-resnet", options=_SGD, model={"width": 48}),
-    # One step from a random point of the ball (Wong et al. 2020).
     "cifar10-adversarial": Recipe(
-        "cifar10-resnet", recipes.pgd_training(EPS, 1, 10 / 255), _SGD, {"width": 32}
+        "cifar10-resnet",
+        recipes.pgd_training(EPS, 1, 10 / 255),  # from a random point (Wong et al. 2020)
+        _SGD | {"epochs": 10},
+        {"width": 32},
     ),
 }
 
@@ -53,9 +55,9 @@ PLAN = Plan(
     record="cifar10_selection",
     dae="cifar10-dae",
     recipe=_dae,
-    sigmas=(0.05, 0.1, 0.2),
+    sigmas=(0.05, 0.1, 0.2, 0.3, 0.4),
     depths=(10, 30),
-    brief=2,
+    brief=1,
     long=8,
     epsilons=(EPS,),
     variants={name: _SIZES for name in PRESETS}
@@ -77,9 +79,9 @@ WEAK = {
     "authors' FGSM": authors.fgsm,
     "authors' R-FGSM": authors.rfgsm,
     "authors' BIM": authors.bim,
-    "PGD": partial(attacks.pgd, steps=50),
+    "PGD": partial(attacks.pgd, steps=selection.PGD_STEPS),
 }
-_FEW = {name: (500, 0) for name in PLAN.ours if name.startswith("adaptive")}
+_FEW = {name: (100, 20) for name in (*PLAN.ours, DEFAULT) if name.startswith("adaptive")}
 PROFILES = {
     "quick": Profile(
         data="quick",
@@ -93,15 +95,17 @@ PROFILES = {
     "full": Profile(
         data="full",
         weak=authors.LOGGED_N,
-        cw=100,
+        cw=20,
         strong=100,
         epsilons=(EPS,),
         budget=BUDGETS["quick"],
-        fewer=_FEW | {DEFAULT: (500, 20)},
+        fewer=_FEW
+        | {DEFAULT: (100, 10)}
+        | {"jpeg": (authors.LOGGED_N, 50), "resize and pad": (authors.LOGGED_N, 10)},
     ),
 }
 
-CHOSEN = {"quick": (20, 2), "full": (authors.LOGGED_N, 50)}  # images of the chosen variant
+CHOSEN = {"quick": (20, 2), "full": (500, 50)}  # images of the chosen variant
 
 
 def defenses(
@@ -119,6 +123,14 @@ def defenses(
     return found
 
 
+def made_on(results: Path = records.RESULTS) -> str:
+    """Which of :data:`SETS` a folder's choice was made on; the original where there is none."""
+    if PLAN.record not in records.names(results):
+        return SETS[0]
+    title = records.load(PLAN.record, results)["data"]["name"]
+    return next(name for name in SETS if data.TITLES[name] == title)
+
+
 def lineup(name: str = SETS[0], results: Path = records.RESULTS) -> Lineup:
     """What is compared on one of :data:`SETS`."""
     if name not in SETS:
@@ -132,13 +144,13 @@ def lineup(name: str = SETS[0], results: Path = records.RESULTS) -> Lineup:
         defenses=(*PLAN.kept(results), TRAINED),
         weak=WEAK,
         epsilons=(EPS,),
-        gradients={"FGSM": 1, "R-FGSM": 1, "BIM": 7, "PGD": 50}
+        gradients={"FGSM": 1, "R-FGSM": 1, "BIM": 7, "PGD": selection.PGD_STEPS}
         | {"authors' FGSM": 1, "authors' R-FGSM": 1, "authors' BIM": 7},
         told={
             "BIM": "7 steps of 2/255",
             "R-FGSM": "2/255 of ε at random; the authors' on top of ε",
             "authors'": "as their code attacks, then cut to [0, 1]",
-            "PGD": "50 steps",
+            "PGD": f"{selection.PGD_STEPS} steps",
             CW: SEARCHES,
             "seed": 0,
         },
@@ -164,8 +176,10 @@ def run(
 ) -> None:
     """Train and choose what is missing, and fill the record of a profile.
 
-    The quick one takes weights and choices as they are, and 20 images.
+    With the shipped weights goes the shipped choice. The quick profile takes both as they are, and
+    20 images.
     """
+    selection.take_along(PLAN, weights, results)
     if profile != "quick":
         prepare(name, root, weights, results, work)
     where = {"root": root, "weights": weights, "results": results, "work": work}

@@ -3,8 +3,8 @@
 ``python -m apudae.experiments imagenet --folder PHOTOGRAPHS`` divides the folder by the SHA-256 of
 its files (so that it does not matter how they are called): 260 to train denoising autoencoders on
 crops of them, 40 to choose on, the rest to evaluate. The choice is record ``imagenet_selection``,
-the comparison record ``imagenet``. Once both are there, any other folder can be evaluated; images
-that were trained or chosen on are left out of it.
+the comparison record ``imagenet``. With the weights that are shipped nothing is trained or chosen,
+and the folder may be as small as you like; images that were trained or chosen on are left out.
 
 The classifier has probably seen such images in its own training, so what counts is accuracy
 *relative to the clean one on the same images*.
@@ -47,7 +47,7 @@ PLAN = Plan(
     record="imagenet_selection",
     dae="imagenet-dae",
     recipe=_dae,
-    sigmas=(0.05, 0.1, 0.2),
+    sigmas=(0.05, 0.1, 0.2, 0.3),
     depths=(10,),
     brief=4,
     long=24,
@@ -82,15 +82,16 @@ PROFILES = {
     "full": Profile(
         data="full",
         weak=100,
-        cw=10,
+        cw=4,
         strong=100,
         epsilons=EPSILONS,
         budget=_SMALL,
-        fewer={f"adaptive, {name}": (30, 0) for name in PLAN.variants} | {DEFAULT: (50, 5)},
+        fewer={f"adaptive, {name}": (10, 0) for name in PLAN.variants}
+        | {DEFAULT: (10, 0), "jpeg": (100, 40)},
     ),
 }
 
-CHOSEN = {"quick": (2, 1), "full": (100, 100)}  # images of the chosen variant
+CHOSEN = {"quick": (2, 1), "full": (100, 20)}  # images of the chosen variant
 
 
 def keys(listing: Listing) -> list[str]:
@@ -202,6 +203,7 @@ def lineup(
         about_data={"name": TITLE, "classifier": name, "size": SIZE},
         profiles=selection.with_chosen(PROFILES, PLAN, results, CHOSEN),
         records={"quick": f"imagenet_quick{more}", "full": f"imagenet{more}"},
+        batch=8,
     )
 
 
@@ -226,8 +228,10 @@ def run(
 ) -> None:
     """Train and choose what is missing, and fill the record of a profile.
 
-    The quick one takes weights and choices as they are, and two photographs.
+    With the shipped weights goes the shipped choice, so that any folder can be evaluated, however
+    small. The quick profile takes both as they are, and two photographs.
     """
+    selection.take_along(PLAN, weights, results)
     if profile != "quick" and not selection.chosen_of(PLAN, results):
         prepare(folder or _default(root), weights, results, work)
     where = {"root": root, "weights": weights, "results": results, "work": work}

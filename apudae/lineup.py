@@ -7,7 +7,7 @@ A :class:`Lineup` says it; :data:`MNIST` is the first. :mod:`apudae.versus` runs
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,16 @@ class Profile:
         """Images of a row."""
         weak, strong = self.fewer.get(name, (self.weak, self.strong))
         return strong if attack == STRONG else min(self.cw, weak) if attack == CW else weak
+
+    def within(self, images: int) -> Profile:
+        """The same for a set of so many images, if that is fewer."""
+
+        def least(*sizes: int) -> tuple[int, ...]:
+            return tuple(min(size, images) for size in sizes)
+
+        weak, cw, strong = least(self.weak, self.cw, self.strong)
+        fewer = {name: least(*sizes) for name, sizes in self.fewer.items()}
+        return replace(self, weak=weak, cw=cw, strong=strong, fewer=fewer)
 
 
 PROFILES = {
@@ -130,6 +140,8 @@ class Lineup:
         records: their records' names.
         retrained: defenses with another classifier than the defended one.
         verdicts: names of records of the protocol, by defense and ε, that stand for rows.
+        batch: images at a time for which time and memory of the full gradient are measured; with 0
+            they are not.
     """
 
     what: str
@@ -147,6 +159,7 @@ class Lineup:
     records: dict[str, str]
     retrained: frozenset[str] = frozenset()
     verdicts: dict[tuple[str, float], str] = field(default_factory=dict)
+    batch: int = 0
 
     def attacked(self, profile: Profile, name: str) -> list[tuple[str, float]]:
         """Attacks and ε of all rows that a defense has under a profile."""

@@ -45,6 +45,7 @@ def image_grid(
     columns: int = 0,
     limits: tuple[float, float] = (0, 1),
     cmap: str = "gray",
+    quality: int = 0,
 ) -> Picture:
     """Rows of images, the row's name on the left and a note under each image.
 
@@ -56,10 +57,13 @@ def image_grid(
         columns: leave room for at least so many, so that a few images are not drawn huge.
         limits: pixel values drawn darkest and brightest.
         cmap: of one-channel images.
+        quality: store the figure as JPEG of this quality (1 to 95), for photographs; 0 is PNG.
     """
     columns = max(columns, *(len(images) for images in rows.values()))
-    extra = 0.25 if notes else 0.0
+    told = [text for texts in (notes or {}).values() for text in texts]
+    extra = max((0.25 + 0.17 * text.count("\n") for text in told), default=0.0)
     figure = Picture(figsize=(columns * size + 0.9, len(rows) * (size + extra)))
+    figure.quality = quality
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for k, ax in enumerate(line):

@@ -3,7 +3,8 @@
 The same steps for CIFAR-10 and ImageNet, each stored as soon as it is done:
 
 1. denoising autoencoders (REDNet, Mao et al. 2016) of several noise levels are trained briefly at
-   the least depth, and of several depths at the best level;
+   the least depth, and of several depths at the best level; a deeper one costs more at every image
+   for ever, so it is taken only if its interval of the difference lies above zero;
 2. the best of them is trained longer;
 3. every variant of adaptive purification gets its steps, and the published defenses that need no
    network of their own get their settings.
@@ -14,6 +15,7 @@ the classifier alone, added up over all ε. A :class:`Plan` says what is tried.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +31,7 @@ from .evaluation import model_fingerprint
 from .lineup import Profile
 from .purification import Adaptive, Calibration, Defended, Direct, calibrate
 from .recipes import Recipe
+from .scores import paired_difference
 from .transforms import JPEG, BitDepth, Median, ResizePad
 from .tuning import Settings, choose
 
@@ -94,6 +97,18 @@ def chosen_of(plan: Plan, results: Path = records.RESULTS) -> dict[str, Any]:
     return records.load(plan.record, results).get("chosen", {})
 
 
+def take_along(plan: Plan, weights: Path, results: Path) -> None:
+    """Put the shipped choice into a folder of records, if the weights are those it was made for."""
+    ours = records.RESULTS
+    if plan.record in records.names(results) or plan.record not in records.names(ours):
+        return
+    shipped = records.load(plan.record, ours).get("dae_sha256")
+    there = plan.dae in checkpoints.names(weights)
+    if there and checkpoints.about(plan.dae, weights)["sha256"] == shipped:
+        results.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ours / f"{plan.record}.json", results)
+
+
 def with_chosen(
     profiles: dict[str, Profile], plan: Plan, results: Path, sizes: dict[str, tuple[int, int]]
 ) -> dict[str, Profile]:
@@ -130,6 +145,11 @@ def transformed(
 ) -> nn.Module:
     """The classifier behind one of :data:`TRANSFORMS`."""
     return Defended(classifier, TRANSFORMS[name][0](**options).to(device)).eval()
+
+
+def _called(depth: int, sigma: float, use: str) -> str:
+    """Of a DAE that is tried, in a use."""
+    return f"depth {depth}, σ = {sigma:g}: {use}"
 
 
 def score(rows: list[dict[str, Any]], name: str) -> int:
@@ -249,7 +269,9 @@ class Selection:
             _check_same(plan, record, self.weights, self.classifier)
             return
         sigma = max(plan.sigmas, key=lambda level: self._tried(level, plan.depths[0]))
-        depth = max(plan.depths, key=lambda layers: self._tried(sigma, layers))
+        depth = plan.depths[0]
+        for deeper in plan.depths[1:]:
+            depth = deeper if self._gains(sigma, depth, deeper) else depth
         dae = self._network(plan.dae, plan.recipe(sigma, depth, plan.long), self.weights)
         sha256 = checkpoints.about(plan.dae, self.weights)["sha256"]
         if table.more.get("dae_sha256", sha256) != sha256:
@@ -279,9 +301,23 @@ class Selection:
             return Defended(self.classifier, purifier(use, {}, dae, (0.0, 1.0, 0)))
 
         return sum(
-            sum(self._measure(f"depth {depth}, σ = {sigma:g}: {use}", {}, partial(behind, use)))
+            sum(self._measure(_called(depth, sigma, use), {}, partial(behind, use)))
             for use in ("direct", "adaptive, simple")
         )
+
+    def _gains(self, sigma: float, depth: int, deeper: int) -> bool:
+        """Whether more layers are worth it: per image the share of its trials read rightly."""
+        shares = []
+        for layers in (depth, deeper):
+            self._tried(sigma, layers)
+            trials = [
+                records.unpack(text, row["n"])
+                for row in self.table.rows
+                if row["defense"].startswith(_called(layers, sigma, ""))
+                for text in row["outcomes"]
+            ]
+            shares.append(torch.stack(trials).double().mean(0))
+        return paired_difference(*shares).low > 0
 
     def _turn(self, dae: nn.Module, level: Calibration) -> None:
         """Every variant's steps, and the settings of the published defenses."""

@@ -10,6 +10,7 @@ That has records of its own, :mod:`apudae.robustness`, on the first 200 of the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class Standings:
         self, record: dict[str, Any], folder: Path = records.RESULTS, lineup: Lineup = MNIST
     ) -> None:
         self.rows, self.ms, self.lineup = record["rows"], record["ms_per_image"], lineup
+        self.gradient: dict[str, dict[str, float]] = record.get("gradient", {})
         self.epsilons = tuple(sorted(record["profile"].get("epsilons", lineup.epsilons)))
         self.budget = _budget(record["profile"]["budget"])
         self.reports: dict[tuple[str, float], Report] = {}
@@ -114,11 +116,21 @@ class Standings:
         return records.unpack(row["outcomes"], row["n"])
 
     def accuracy(self, name: str, attack: str, eps: float = 0.0) -> Accuracy:
-        """Share of digits read rightly."""
+        """Share of images read rightly."""
         return Accuracy.of(self.right(name, attack, eps))
 
+    def relative(self, name: str, attack: str, eps: float = 0.0) -> Accuracy:
+        """The same on those images that the classifier without a defense reads rightly, clean.
+
+        For images that the classifier may have been trained on: its accuracy on them says little,
+        what an attack or a defense takes from it says more.
+        """
+        right = self.right(name, attack, eps)
+        known = self.right("no defense", CLEAN)[: len(right)]
+        return Accuracy.of(right[: len(known)][known])
+
     def minus(self, one: str, other: str, attack: str, eps: float = 0.0) -> Difference:
-        """How many points one defense is better than another, on the digits that both have."""
+        """How many points one defense is better than another, on the images that both have."""
         first, second = self.right(other, attack, eps), self.right(one, attack, eps)
         n = min(len(first), len(second))
         pair = first[:n], second[:n]
@@ -144,29 +156,55 @@ class Standings:
             found[attack.name] = 100 * (1 - worst).mean().item()
         return found
 
-    def table(self, eps: float) -> SortableTable:
-        """All defenses: clean, under a weak and a strong attacker, and what they cost."""
+    def table(self, eps: float, *, relative: bool = False) -> SortableTable:
+        """All defenses: clean, under a weak and a strong attacker, and what they cost.
+
+        Args:
+            eps: of the attacks.
+            relative: accuracies as :meth:`relative` has them; n counts those images.
+        """
+        share = self.relative if relative else self.accuracy
         header = ["defense", "clean", "PGD on the classifier", "worst case", "n", "budget"]
         rows = []
         for name in self.names():
-            cells = [name, self._cell(name, CLEAN, 0.0), self._cell(name, "PGD", eps)]
+            weak = (self._cell(name, *how, relative) for how in ((CLEAN, 0.0), ("PGD", eps)))
+            cells = [name, *weak]
             strong = ["–", "–", "not run"]
             if self.has(name, STRONG, eps):
-                right = self.right(name, STRONG, eps)
-                strong = [Accuracy.of(right), len(right), self.budget_of(name, eps)]
-            ms = f"{self.ms[name]:.2g}" if name in self.ms else "–"
+                worst = share(name, STRONG, eps)
+                strong = [worst, worst.n, self.budget_of(name, eps)]
+            ms = self.ms.get(name)
+            ms = "–" if ms is None else f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}"
             retrained = name in self.lineup.retrained
             rows.append([*cells, *strong, ms, "retrained" if retrained else "as it was"])
         return SortableTable([*header, "ms per image", "classifier"], rows)
 
-    def weak(self, eps: float) -> SortableTable:
-        """All defenses under attacks on the classifier alone, which do not know of them."""
-        columns = [(CLEAN, 0.0), *((attack, eps) for attack in self.lineup.weak), (CW, 0.0)]
+    def weak(
+        self, eps: float, attacks: Sequence[str] | None = None, *, relative: bool = False
+    ) -> SortableTable:
+        """All defenses under attacks on the classifier alone, which do not know of them.
+
+        Args:
+            eps: their radius.
+            attacks: names of the columns; by default clean images and all attacks.
+            relative: accuracies as :meth:`relative` has them; n counts those images.
+
+        Raises:
+            ValueError: there is no such attack in the lineup.
+        """
+        known = {CLEAN: 0.0} | dict.fromkeys(self.lineup.weak, eps) | {CW: 0.0}
+        unknown = sorted(set(attacks or ()) - set(known))
+        if unknown:
+            raise ValueError(
+                f"attacks: expected some of {', '.join(known)}; got {', '.join(unknown)}"
+            )
+        columns = [(name, known[name]) for name in (attacks or known)]
         header = ["defense", "n", *(attack for attack, _ in columns)]
         rows = []
         for name in self.names():
-            n = self.rows[key(name, CLEAN)]["n"]
-            rows.append([name, n, *(self._cell(name, *column) for column in columns)])
+            share = self.relative if relative else self.accuracy
+            cells = (self._cell(name, *column, relative) for column in columns)
+            rows.append([name, share(name, CLEAN).n, *cells])
         return SortableTable(header, rows)
 
     def checks(self) -> list[Check]:
@@ -192,8 +230,9 @@ class Standings:
             if not self.has(name, STRONG, eps)
         ]
 
-    def _cell(self, name: str, attack: str, eps: float) -> str:
-        return str(self.accuracy(name, attack, eps)) if self.has(name, attack, eps) else "–"
+    def _cell(self, name: str, attack: str, eps: float, relative: bool) -> str:
+        share = self.relative if relative else self.accuracy
+        return str(share(name, attack, eps)) if self.has(name, attack, eps) else "–"
 
 
 def _budget(options: dict[str, Any]) -> str:

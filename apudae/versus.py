@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from . import attacks, baselines, checkpoints, data, records, scores
-from .checks import ask
+from .checks import AttackWarning, ask, differentiable
+from .cost import Meter
 from .evaluation import evaluate, model_fingerprint
 from .lineup import CLEAN, CW, MNIST, SEARCHES, STRONG, Lineup, Prices, Profile, key
 from .purification import Defended
@@ -38,7 +40,7 @@ class Comparison:
 
     Args:
         record: its name.
-        profile: how much of everything.
+        profile: how much of everything; of a smaller set, all.
         root: of the data.
         weights: folder of them.
         results: folder of the records.
@@ -62,7 +64,7 @@ class Comparison:
         only: list[str] | None = None,
         lineup: Lineup = MNIST,
     ) -> None:
-        self.record, self.profile, self.lineup = record, profile, lineup
+        self.record, self.lineup = record, lineup
         self.results, self.work = results, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         unknown = sorted(set(only or ()) - set(lineup.defenses))
@@ -73,10 +75,11 @@ class Comparison:
         self.models = {k: model for k, model in models.items() if not only or k in only}
         test = lineup.load(profile=profile.data, root=root).take(profile.weak)
         self.x, self.y = (part.to(self.device) for part in test)
+        self.profile = profile.within(len(self.x))
         settings = {
             "what": f"which test {lineup.what} are read correctly under attacks that do not know "
             "of the defense, and in the worst case over attacks that do",
-            "profile": asdict(profile),
+            "profile": asdict(self.profile),
             "weak": lineup.told,
             "data": lineup.about_data | {"n": len(self.x), "sha256": data.fingerprint(self.x)},
             "outcomes": "in the order of the split: records.unpack(text, n); of the protocol on a "
@@ -106,8 +109,9 @@ class Comparison:
                 f"at most about {to_go:.0f} min to go",
                 flush=True,
             )
-        if not self.models.keys() <= self._stored()["ms_per_image"].keys():
-            self._store(ms_per_image=self._times())
+        for part, measure in self._costs().items():
+            if not self.models.keys() <= self._stored().get(part, {}).keys():
+                self._store(**{part: measure()})
 
     def jobs(self) -> list[tuple[str, float, Callable[[], dict[str, Any]]]]:
         """What is missing, the cheap first: key, seconds it takes at most, and what to do."""
@@ -206,16 +210,38 @@ class Comparison:
         row["warnings"] = {finding.name: finding.seen for finding in report.findings}
         return row
 
+    def _costs(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        """What is measured of each defense besides its rows."""
+        costs: dict[str, Callable[[], dict[str, Any]]] = {"ms_per_image": self._times}
+        return costs | ({"gradient": self._gradients} if self.lineup.batch else {})
+
+    def _gradients(self) -> dict[str, dict[str, float | None]]:
+        """An attacker's pass (FGSM, full gradient): ms per image, MiB for a batch at the worst."""
+        x, y = self.x[: self.lineup.batch], self.y[: self.lineup.batch]
+        found = {}
+        for name, model in self.models.items():
+            found[name] = {}
+            if not differentiable(model, x[:1]):
+                continue
+            with Meter(model, self.device) as cost, warnings.catch_warnings():
+                warnings.simplefilter("ignore", AttackWarning)  # a gradient may be zero
+                attacks.fgsm(model, x, y, eps=self.lineup.epsilons[0], batch_size=len(x))
+            ms = round(1000 * cost.seconds / len(x), 1)
+            held = None if cost.mebibytes is None else round(cost.mebibytes)
+            found[name] = {"ms": ms, "mebibytes": held, "batch": len(x)}
+        return found
+
     @torch.no_grad()
     def _times(self) -> dict[str, float]:
-        """Milliseconds per image: the median of five passes, after one more."""
+        """Milliseconds per image: the median of five passes over a second's worth of images."""
         x, index, found = self.x[:100], torch.arange(100), {}
         for name, model in self.models.items():
-            taken = []
+            taken, many = [], min(8, len(x))
             for _ in range(6):
                 start = time.perf_counter()
-                ask(model, x, index=index[: len(x)]).sum().item()  # waits for a GPU
-                taken.append(1000 * (time.perf_counter() - start) / len(x))
+                ask(model, x[:many], index=index[:many]).sum().item()  # waits for a GPU
+                taken.append(1000 * (time.perf_counter() - start) / many)
+                many = min(max(int(1000 / taken[0]), 1), len(x))
             found[name] = round(statistics.median(taken[1:]), 4)
         return found
 
@@ -258,7 +284,8 @@ class Comparison:
         Of two that write in the same moment one may lose its row, which is then made again.
         """
         old = self._stored()
-        whole = {part: old[part] | new.get(part, {}) for part in ("ms_per_image", "rows")}
+        parts = (*self._costs(), "rows")
+        whole = {part: old.get(part, {}) | new.get(part, {}) for part in parts}
         self.rows = whole["rows"]
         save = partial(records.save, device=self.device, folder=self.results)
         save(self.record, self.settings | whole)

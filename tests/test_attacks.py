@@ -186,18 +186,20 @@ def test_pgd_without_a_random_start_leaves_the_images_alone(linear, generator):
 
 
 TARGETED = ["fgsm", "rfgsm", "bim", "pgd", "apgd", "square", "cw"]
+ONE_STEP = ("fgsm", "rfgsm")  # come nearer, but a single step of size ε may pass the target by
 
 
 @pytest.mark.parametrize("name", TARGETED)
 def test_targeted_attacks_move_towards_the_target(name, linear, generator):
     x, _ = batch(generator, margin=0.2)
     target = (linear(x).argmax(1) + 1) % 3
-    options = {"eps": 1.0}
+    options = {"eps": 0.01 if name in ONE_STEP else 1.0}
     options |= {"cw": {"eps": float("inf"), "searches": 9}, "square": {"queries": 200}}.get(
         name, {}
     )
     after = linear(call(name, linear, x, target, targeted=True, **options))
-    assert (after.argmax(1) == target).float().mean() > 0.9
+    if name not in ONE_STEP:
+        assert (after.argmax(1) == target).float().mean() > 0.9
     aimed = torch.log_softmax(after, 1).gather(1, target[:, None])
     before = torch.log_softmax(linear(x), 1).gather(1, target[:, None])
     assert (aimed > before).float().mean() > 0.9

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from apudae import checkpoints, data, evaluation, models
+from apudae import checkpoints, data, evaluation, image_files, imagenet, models
 
 
 def test_the_shipped_weights_are_listed_verified_and_small():
@@ -103,20 +103,33 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+TRAINED_ON = {"mnist": 58_000, "cifar10": 45_000, "imagenet": 16 * 260}  # crops of 260 photographs
+
+
 def test_the_manifest_says_how_each_was_trained():
     for name in checkpoints.names():
         entry = json.loads(json.dumps(checkpoints.about(name)))
         training = entry["training"]
         assert training.get("epochs", training.get("steps", 0)) >= 1  # a GAN counts in steps
-        assert entry["data"]["n"] == 58_000
+        assert entry["data"]["n"] == TRAINED_ON[name.split("-")[0]]
         assert {"torch", "device", "date", "apudae"} <= entry["made"].keys()
 
 
 def test_the_shipped_weights_saw_the_training_split_alone(full_data):
     """Its hash is in the manifest; that it holds no held-out digit is tested with the data."""
     train = data.load("mnist", "train", profile="full", root=full_data)
+    expected = {"mnist": data.fingerprint(train.images)}
+    try:
+        train = data.load("cifar10-jpeg", "train", root=full_data, dtype=torch.uint8)
+        expected["cifar10"] = data.fingerprint(train.images)
+        parts = imagenet.divide(image_files.list_imagenet(full_data / imagenet.FOLDER))
+        expected["imagenet"] = data.fingerprint(imagenet.crops(parts["train"]))
+    except FileNotFoundError:
+        pass  # only MNIST is at hand
     for name in checkpoints.names():
-        assert checkpoints.about(name)["data"]["sha256"] == data.fingerprint(train.images)
+        kind = name.split("-")[0]
+        if kind in expected:
+            assert checkpoints.about(name)["data"]["sha256"] == expected[kind], name
 
 
 def test_a_damaged_manifest_and_an_unknown_architecture_are_named(tmp_path):

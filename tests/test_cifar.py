@@ -15,6 +15,7 @@ from apudae import (
     data,
     experiments,
     lineup,
+    overview,
     records,
     scores,
     selection,
@@ -160,7 +161,15 @@ def test_the_choice_follows_the_rule(done):
 
     best = max(cifar.PLAN.sigmas, key=lambda sigma: tried(sigma, 4))
     assert chosen["sigma"] == best
-    assert chosen["depth"] == (4 if tried(best, 4) >= tried(best, 6) else 6)
+    depths = {4: [], 6: []}
+    for layers, trials in depths.items():
+        for row in rows:
+            if row["defense"].startswith(f"depth {layers}, σ = {best:g}:"):
+                trials += [records.unpack(text, row["n"]) for text in row["outcomes"]]
+        assert len(trials) == 4  # two uses, with and without an attack
+    share = [sum(trial.double() for trial in trials) / 4 for trials in depths.values()]
+    gain = scores.paired_difference(*share)
+    assert chosen["depth"] == (6 if gain.low > 0 else 4)
     score = {
         name: max(sum(r["correct"]) for r in rows if r["defense"] == name)
         for name in (*selection.TRANSFORMS, *cifar.PLAN.ours)
@@ -171,6 +180,35 @@ def test_the_choice_follows_the_rule(done):
     assert score[f"adaptive, {chosen['variant']}"] == max(variants)
     for name, (_, grid) in selection.TRANSFORMS.items():
         assert tuning.choose(rows, name) in grid
+
+
+@pytest.mark.parametrize(("gained", "taken"), [(40, True), (0, False)])
+def test_a_deeper_network_must_gain_what_cannot_be_chance(gained, taken):
+    """One that reads ``gained`` more of 100 images in all trials, and one that reads as many."""
+    n = 100
+    right = {10: torch.arange(n) < 30, 30: torch.arange(n) < 30 + gained}
+    selected = object.__new__(selection.Selection)
+    selected._tried = lambda sigma, layers: 0
+    selected.table = type("Table", (), {})()
+    selected.table.rows = [
+        {
+            "defense": f"depth {layers}, σ = 0.1: {use}",
+            "n": n,
+            "outcomes": [records.pack(part)] * 2,
+        }
+        for layers, part in right.items()
+        for use in ("direct", "adaptive, simple")
+    ]
+    assert selected._gains(0.1, 10, 30) is taken
+
+
+def test_the_status_goes_on_with_the_set_of_the_choice(own, tmp_path):
+    assert cifar.made_on(tmp_path) == "cifar10"  # nothing was chosen yet
+    assert cifar.made_on(own["results"]) == "cifar10-jpeg"
+    (own["results"] / "cifar10.json").unlink()
+    lines = overview.lines(own["weights"], own["results"])
+    (state,) = [state for _, name, state in lines if name == "cifar10"]
+    assert "experiments cifar10 --data cifar10-jpeg (" in state
 
 
 def test_other_weights_than_the_record_knows_are_refused(own):

@@ -146,7 +146,10 @@ def test_the_comparison_is_what_a_direct_measurement_says(done):
     models_ = what.build(folders["weights"], "cpu")
     assert "direct" in models_ and selection.DEFAULT in models_
     x, y = what.load(profile="full")
-    rows = records.load("imagenet", folders["results"])["rows"]
+    record = records.load("imagenet", folders["results"])
+    rows, gradient = record["rows"], record["gradient"]
+    assert gradient.keys() == record["ms_per_image"].keys() == models_.keys()
+    assert gradient["adaptive, simple"]["ms"] > gradient["no defense"]["ms"] > 0
     assert rows["no defense | clean | 0"]["correct"] == 8  # as the files are called
     attacked = imagenet.WEAK["BIM"](models_["no defense"], x[:8], y[:8], eps=4 / 255)
     row = rows[lineup.key("direct", "BIM", 4 / 255)]
@@ -166,3 +169,23 @@ def test_a_folder_of_ones_own(done, tmp_path):
     (tmp_path / "0007_new.png").unlink()
     with pytest.raises(ValueError, match="every image in it was used to train or to choose"):
         what.load(profile="full")
+
+
+def test_a_small_folder_needs_no_training_with_the_shipped_weights(done, tmp_path, monkeypatch):
+    """The shipped choice comes along with the weights it was made for, and only with those."""
+    _, folders = done
+    monkeypatch.setattr(records, "RESULTS", folders["results"])
+    images, results = tmp_path / "mine", tmp_path / "results"
+    images.mkdir()
+    for k in range(2):
+        Image.new("RGB", (50, 40), (200, 100 * k, 0)).save(images / f"0007_{k}.png")
+    imagenet.run(images, None, folders["weights"], results, tmp_path / "work", "full")
+    assert records.names(results) == ["imagenet", "imagenet_selection"]
+    record = records.load("imagenet", results)
+    assert record["data"]["n"] == 2
+    assert {row["n"] for row in record["rows"].values()} == {2}
+    assert imagenet.lineup(images, results=results).missing("full", results) == []
+    others = tmp_path / "other weights"
+    others.mkdir()
+    with pytest.raises(ValueError, match="expected at least 11 images"):
+        imagenet.run(images, None, others, tmp_path / "r", tmp_path / "work", "full")

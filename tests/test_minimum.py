@@ -63,7 +63,7 @@ def test_cw_on_a_linear_binary_model_is_within_two_percent(margin, two, generato
     assert (won >= margin - 1e-9).all()
     ratio = length(attacked - x[far], "l2") / shortest[far]
     assert (ratio > 1 - 1e-6).all()
-    assert (ratio[shortest[far] > 1e-3] < 1.02).all()  # a tenth of Adam's first step
+    assert (ratio[shortest[far] > 5e-3] < 1.02).all()  # half of Adam's first step
     assert far.sum() >= 10
 
 
@@ -78,7 +78,7 @@ def test_cw_moves_black_and_white_pixels(two, generator):
     # Where no pixel has to cross the whole range, the free pixels' closed form holds.
     full = (shortest[:, None] * free.flatten(1).abs()).amax(1) / free.flatten(1).norm(dim=1) < 1
     attacked = attacks.cw(two, x, y, step_size=0.03)
-    ratio = (length(attacked - x, "l2") / shortest)[full & (gap > 1e-2)]
+    ratio = (length(attacked - x, "l2") / shortest)[full & (gap > 5e-2)]
     assert len(ratio) >= 3
     assert (ratio < 1.03).all()
     assert (ratio > 1 - 1e-6).all()

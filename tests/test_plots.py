@@ -52,6 +52,16 @@ def test_a_slider_is_complete_in_itself(slider):
     assert "<script" not in html.unescape(page)
 
 
+def test_photographs_are_stored_as_jpeg_and_digits_as_png():
+    pictures = {"image": torch.rand(2, 3, 64, 64)}
+    plain, photograph = plots.image_grid(pictures), plots.image_grid(pictures, quality=80)
+    assert plain._repr_jpeg_() is None and photograph._repr_png_() is None
+    assert photograph._repr_jpeg_().startswith(b"\xff\xd8")
+    page = plots.Slider({"0": photograph}, name="step", alt="two", caption="")._repr_html_()
+    assert "data:image/jpeg;base64,/9j/" in page
+    assert len(page) < len(plain.address())
+
+
 def test_a_slider_without_frames_is_refused():
     with pytest.raises(ValueError, match="frames: expected at least one figure"):
         plots.Slider({}, name="ε", alt="", caption="")

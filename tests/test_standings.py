@@ -99,6 +99,30 @@ def test_the_table_says_what_it_does_not_know(record, tmp_path):
     assert Standings(record, tmp_path).weak(0.3).rows[0][1] == "8"
 
 
+def test_relative_to_what_the_bare_classifier_reads(record, tmp_path):
+    record["rows"]["no defense | clean | 0"] = packed(0, 1, 1, 1, 0, 1, 1, 1)
+    found = Standings(record, tmp_path)
+    assert found.relative("no defense", "clean") == Accuracy(6, 6)
+    assert found.relative("adversarial training", "PGD", 0.3) == Accuracy(3, 6)
+    # On the first two images, of which one counts: 20 fresh draws, none misread.
+    assert found.relative("resize and pad", "protocol", 0.3) == Accuracy(1.0, 1)
+    rows = {row[0]: row for row in found.table(0.3, relative=True).rows}
+    assert rows["adversarial training"][1:3] == [str(Accuracy(4, 6)), str(Accuracy(3, 6))]
+    assert rows["resize and pad"][3:5] == [str(Accuracy(1, 1)), "1"]
+    weak = found.weak(0.3, ("clean", "PGD"), relative=True).rows
+    assert weak[0][:3] == ["no defense", "6", "100.0 % [61.0, 100.0]"]
+
+
+def test_a_table_of_some_attacks(record, tmp_path):
+    found = Standings(record, tmp_path)
+    whole, some = found.weak(0.3), found.weak(0.3, ("PGD", "clean"))
+    assert some.header == ["defense", "n", "PGD", "clean"]
+    places = [whole.header.index(name) for name in some.header]
+    assert some.rows == [[row[k] for k in places] for row in whole.rows]
+    with pytest.raises(ValueError, match=r"some of clean, noise.*got DeepFool"):
+        found.weak(0.3, ("DeepFool",))
+
+
 def test_the_verdict_on_our_own_comes_from_its_records(record):
     found = Standings(record)
     report = robustness.load("direct", 0.3)
