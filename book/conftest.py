@@ -29,7 +29,7 @@ DIFFERENCE = 0.5
 
 NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 MEASURED = re.compile(r"[-+−]?\d+(?:\.\d+)?\s(%|points)(\s\[[-+−\d.,\s]+\])?")
-PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
+PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
 
 
 class Output(str):
