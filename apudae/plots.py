@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from .scores import Accuracy
@@ -65,6 +67,7 @@ def image_grid(
     figure = Picture(figsize=(columns * size + 0.9, len(rows) * (size + extra)))
     figure.quality = quality
     axes = figure.subplots(len(rows), columns, squeeze=False)
+    fontsize = _fitting(told, 72 * 0.95 * size)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for k, ax in enumerate(line):
             ax.set(xticks=[], yticks=[])
@@ -76,7 +79,7 @@ def image_grid(
                 bad = bool(wrong and name in wrong and wrong[name][k])
                 ax.set_xlabel(
                     f"{notes[name][k]}{' ✗' if bad else ''}",
-                    fontsize=10.5,
+                    fontsize=fontsize,
                     labelpad=2,
                     color=RED if bad else INK,
                     fontweight="bold" if bad else "normal",
@@ -256,6 +259,16 @@ def walk(
     bars.invert_yaxis()
     bars.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _fitting(notes: Sequence[str], width: float, largest: float = 10.5) -> float:
+    """The font size at which every line of the notes, bold and with a cross, is narrow enough."""
+    bold = FontProperties(weight="bold")
+    lines = {f"{line} ✗" for text in notes for line in text.split("\n") if line}
+    widest = max(
+        (TextPath((0, 0), s, largest, prop=bold).get_extents().width for s in lines), default=0
+    )
+    return largest * min(1.0, width / widest) if widest else largest
 
 
 def _tidy(ax: Axes) -> None:

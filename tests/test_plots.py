@@ -2,6 +2,7 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -108,3 +109,14 @@ def test_curves_show_the_points_and_their_intervals():
 def test_lines_start_where_they_are_told():
     figure = plots.losses({"a": [3, 2, 1]}, first=0)
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1, 2]
+
+
+def test_long_notes_do_not_run_into_each_other():
+    names = ["automobile"] * 6
+    wrong = {"a": [True] * 6}
+    figure = plots.image_grid({"a": torch.rand(6, 3, 4, 4)}, {"a": names}, wrong, size=1.0)
+    figure.draw_without_rendering()
+    boxes = [ax.xaxis.label.get_window_extent() for ax in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    short = plots.image_grid({"a": torch.rand(6, 3, 4, 4)}, {"a": ["3"] * 6}, wrong, size=1.0)
+    assert short.axes[0].xaxis.label.get_fontsize() == 10.5
