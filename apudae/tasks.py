@@ -141,7 +141,11 @@ def purifying(
 
 
 class _Attacked:
-    """An attack as training makes it: seeded by the batch, in evaluation and full precision."""
+    """An attack as training makes it: seeded by the batch, on the model in evaluation mode.
+
+    In bfloat16 where training is; never in float16, in which small image gradients are 0 and the
+    attack is too weak.
+    """
 
     def __init__(self, attack: Callable[..., Tensor], options: dict[str, object]) -> None:
         self.attack, self.options = attack, options
@@ -159,8 +163,9 @@ class _Attacked:
     ) -> Tensor:
         seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
         keyed = {"seed": seed} if self.seeded else {}
-        # In full precision: in float16 small image gradients would be 0, and the attack too weak.
-        with evaluating(trained), torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+        with evaluating(trained), torch.autocast(kind, torch.bfloat16, enabled=half):
             return self.attack(whole, x, y, **{**keyed, **self.options, **more})
 
 

@@ -339,19 +339,33 @@ def test_a_chapter_has_a_picture_that_moves_and_pictures_have_words(name):
     assert sliders >= 1
 
 
+def words(output):
+    """Of an output all but its pictures, whose letters spell anything."""
+    data = output.get("data", {})
+    texts = [output.get("text", ""), *(v for k, v in data.items() if k.startswith("text/"))]
+    return re.sub(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", "", "\n".join(texts))
+
+
+def test_pictures_are_not_read_as_words():
+    picture = '<img src="data:image/png;base64,AAit/sAA==" alt="3 it/s">'
+    output = {"text": "a", "data": {"image/png": "it/s", "text/html": picture}}
+    assert words(output) == 'a\n<img src="" alt="3 it/s">'
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_compared_outputs_hold_no_times_or_progress(name):
     for cell in code(read(name)):
         for output in cell.outputs:
             assert output.get("name") != "stderr"
-            assert "it/s" not in json.dumps(output)
+            assert "it/s" not in words(output)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_imports_only_what_the_package_depends_on(name):
     known = {"apudae", "torch", "numpy", "scipy", "matplotlib"} | sys.stdlib_module_names
     for cell in code(read(name))[1:]:
-        for node in ast.walk(ast.parse(cell.source)):
+        python = re.sub(r"(?m)^(\s*)%pip .*$", r"\1pass", cell.source)
+        for node in ast.walk(ast.parse(python)):
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= known
             elif isinstance(node, ast.ImportFrom):
