@@ -8,7 +8,8 @@ with its interval, as in "89.2 % [87.1, 91.0]"::
     "tolerance_points": 3, "tags": ["trains-live"]        after live training: up to 3
 
 A difference, as in "+1.9 points [-0.1, +3.9]", may then move by 0.5 at most, since its sign
-matters. Everything else (words, counts, ε, the columns of a table) must agree. Pictures are
+matters; so may a margin under attack, as in "-6.7 logits", where steps along a sign end a little
+elsewhere on another processor. Everything else (words, counts, ε, the columns of a table) must agree. Pictures are
 not compared, nor is the width of white space.
 """
 
@@ -28,7 +29,7 @@ os.environ.update(
 DIFFERENCE = 0.5
 
 NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-MEASURED = re.compile(r"[-+−]?\d+(?:\.\d+)?\s(%|points)(\s\[[-+−\d.,\s]+\])?")
+MEASURED = re.compile(r"[-+−]?\d+(?:\.\d+)?\s(%|points|logits)(\s\[[-+−\d.,\s]+\])?")
 PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
 
 

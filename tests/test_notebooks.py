@@ -539,6 +539,10 @@ def comparison():
         ("| 99.1 % [98, 99] |", "| 99.3 % [98, 99] |", 1.5, True),
         ("10.0 %  [9, 11]", "9.7 %   [9, 11]", 1.5, True),  # the padding of a column
         ("−0.2 points", "−0.4 points", 0.5, True),
+        ("margin -6.7 logits", "margin -7.1 logits", 0.5, True),
+        ("margin -6.7 logits", "margin -7.3 logits", 0.5, False),
+        ("margin -6.7 logits", "margin -7.3 logits", 1.5, False),
+        ("margin -6.7 logits", "margin -6.8 logits", 0, False),
         ("89.2\xa0% [87.1,\xa091.0]", "88.2\xa0% [86.0,\xa090.1]", 1.5, True),
     ],
 )
