@@ -325,6 +325,7 @@ class Selection:
         def behind(use: str, options: dict[str, Any]) -> nn.Module:
             return Defended(self.classifier, purifier(use, options, dae, level))
 
+        self._measure("no defense", {}, lambda: self.classifier)
         self._measure("direct", {}, partial(behind, "direct", {}))
         for preset, several in self.plan.variants.items():
             for options in several:

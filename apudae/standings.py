@@ -129,11 +129,24 @@ class Standings:
         known = self.right("no defense", CLEAN)[: len(right)]
         return Accuracy.of(right[: len(known)][known])
 
-    def minus(self, one: str, other: str, attack: str, eps: float = 0.0) -> Difference:
-        """How many points one defense is better than another, on the images that both have."""
+    def minus(
+        self, one: str, other: str, attack: str, eps: float = 0.0, *, relative: bool = False
+    ) -> Difference:
+        """How many points one defense is better than another, on the images that both have.
+
+        Args:
+            one: the defense that the difference speaks of.
+            other: the one it is held against.
+            attack: name of a row.
+            eps: of the attack.
+            relative: of those images alone that :meth:`relative` counts.
+        """
         first, second = self.right(other, attack, eps), self.right(one, attack, eps)
-        n = min(len(first), len(second))
+        known = self.right("no defense", CLEAN)
+        n = min(len(first), len(second), *([len(known)] if relative else []))
         pair = first[:n], second[:n]
+        if relative:
+            pair = tuple(part[known[:n]] for part in pair)
         if any(part.is_floating_point() for part in pair):
             pair = tuple(part.double() for part in pair)
         return paired_difference(*pair)

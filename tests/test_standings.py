@@ -109,6 +109,11 @@ def test_relative_to_what_the_bare_classifier_reads(record, tmp_path):
     rows = {row[0]: row for row in found.table(0.3, relative=True).rows}
     assert rows["adversarial training"][1:3] == [str(Accuracy(4, 6)), str(Accuracy(3, 6))]
     assert rows["resize and pad"][3:5] == [str(Accuracy(1, 1)), "1"]
+    gap = found.minus("adversarial training", "no defense", "PGD", 0.3, relative=True)
+    shares = [found.relative(k, "PGD", 0.3).percent for k in ("adversarial training", "no defense")]
+    whole = found.minus("adversarial training", "no defense", "PGD", 0.3)
+    assert gap.points == pytest.approx(shares[0] - shares[1]) and gap.points != whole.points
+    assert found.minus("resize and pad", "no defense", "protocol", 0.3, relative=True).points == 100
     weak = found.weak(0.3, ("clean", "PGD"), relative=True).rows
     assert weak[0][:3] == ["no defense", "6", "100.0 % [61.0, 100.0]"]
 
