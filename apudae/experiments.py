@@ -34,6 +34,10 @@ original, which is downloaded if need be. Some hours on two CPU cores.
 ``mnist-certified`` certifies digits by denoised smoothing, and attacks what is certified: record
 ``mnist_certified``. About two hours on two CPU cores. It needs the full MNIST.
 
+``mnist-purifier`` trains a DAE through the frozen classifier against attacks on both, puts it under
+the whole protocol, and asks what else it is good for: records ``mnist_purifier_...``. Some hours on
+two CPU cores; it goes on where it was stopped. It needs the full MNIST.
+
 ``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
 in ``apudae/results/gpu_training.json``. What is stored already is not run again.
 
@@ -65,6 +69,7 @@ from . import (
     models,
     overview,
     records,
+    robust_purifier,
     robustness,
     scores,
     training,
@@ -217,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     runs = ["mnist-weights", "mnist-variants", "mnist-ladder", "mnist-robustness"]
     runs += ["mnist-baselines", "mnist", "cifar10", "imagenet", "mnist-certified"]
-    runs += ["gpu-training", "status"]
+    runs += ["mnist-purifier", "gpu-training", "status"]
     parser.add_argument("name", choices=runs, help="which run")
     parser.add_argument("--root", type=Path, help="folder of the data (default: $APUDAE_DATA)")
     parser.add_argument(
@@ -273,6 +278,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.folder, *where, args.profile, args.only, args.classifier
             ),
             "mnist-certified": lambda: certified.run(*where),
+            "mnist-purifier": lambda: robust_purifier.run(*where, args.profile, args.only),
             "gpu-training": lambda: gpu_runs.run(args.root, args.results),
         }
         try:

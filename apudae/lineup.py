@@ -140,6 +140,7 @@ class Lineup:
         records: their records' names.
         retrained: defenses with another classifier than the defended one.
         verdicts: names of records of the protocol, by defense and ε, that stand for rows.
+        norm: of all attacks.
         batch: images at a time for which time and memory of the full gradient are measured; with 0
             they are not.
     """
@@ -159,6 +160,7 @@ class Lineup:
     records: dict[str, str]
     retrained: frozenset[str] = frozenset()
     verdicts: dict[tuple[str, float], str] = field(default_factory=dict)
+    norm: str = "linf"
     batch: int = 0
 
     def attacked(self, profile: Profile, name: str) -> list[tuple[str, float]]:
@@ -239,7 +241,7 @@ class Prices:
         gradient, forward = self.passes[name]
         if attack == STRONG:
             is_random = getattr(model, "random", False)
-            ball = {"eps": eps, "norm": "linf", "seed": 0, "batch_size": None}
+            ball = {"eps": eps, "norm": self.lineup.norm, "seed": 0, "batch_size": None}
             known = {"random": is_random, "classes": self.classes}
             ways = plan(model, self.x, self.profile.budget, **known, **ball)
             scoring = len(ways) * (self.profile.budget.scoring if is_random else 1)

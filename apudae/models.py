@@ -57,18 +57,43 @@ class MnistCNN(nn.Module):
         return self.net(x)
 
 
+class MnistMLP(nn.Module):
+    """Two linear layers for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``; no convolution."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            Normalize(*MNIST),
+            nn.Flatten(),
+            nn.Linear(784, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 class ConvDAE(nn.Module):
     """A convolutional denoising autoencoder for 28×28 digits, ``[N, 1, 28, 28]`` to the same.
 
     Two strided convolutions squeeze the image to 7×7, a linear layer to ``latent`` numbers; the
     decoder mirrors them. The bottleneck is what cleans: ``latent`` numbers cannot carry
     an arbitrary perturbation of 784 pixels. A sigmoid keeps the output in [0, 1].
+
+    Args:
+        latent: numbers of the bottleneck.
+        width: features of the outer convolutions; the inner ones have twice as many.
+        tones: if above 0, so many functions of a single pixel's value come before anything else.
+            Networks that hold against L∞ learn thresholds there (Madry et al. 2018, appendix C).
     """
 
-    def __init__(self, latent: int = 64, width: int = 32) -> None:
+    def __init__(self, latent: int = 64, width: int = 32, tones: int = 0) -> None:
         super().__init__()
+        first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, width, 3, stride=2, padding=1),
+            *first,
+            nn.Conv2d(tones or 1, width, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -231,6 +256,7 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnist-cnn": MnistCNN,
+    "mnist-mlp": MnistMLP,
     "mnist-dae": ConvDAE,
     "mnist-soap": networks.SharedAutoencoder,
     "mnist-magnet": networks.MagNet,

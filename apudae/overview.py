@@ -16,6 +16,7 @@ from . import (
     imagenet,
     lineup,
     records,
+    robust_purifier,
     robustness,
     selection,
     tuning,
@@ -62,12 +63,31 @@ def lines(weights: Path, results: Path) -> list[Line]:
         found.append(("record", plan.record, state))
         for profile in what.profiles:
             found += _compared(what, run, profile, weights, results)
+    found += _purifier(weights, results)
     names = map(certified.weights_name, certified.SIGMAS)
     found += [_weights(name, "mnist-certified", weights) for name in names]
     state = _there(certified.RECORD, results) or f"missing: {COMMAND} mnist-certified"
     if _there(certified.RECORD, results) and certified.missing(results):
         state = f"begun; goes on with {COMMAND} mnist-certified"
     found.append(("record", certified.RECORD, state))
+    return found
+
+
+def _purifier(weights: Path, results: Path) -> list[Line]:
+    """Of the purifier that was trained through the classifier."""
+    run, where = "mnist-purifier", robust_purifier
+    found = [_weights(name, run, weights) for name in where.WEIGHTS]
+    for name, done in (
+        (where.CHOICE, bool(where.chosen(results))),
+        (where.VERDICT, where.is_judged(results)),
+    ):
+        begun = "begun; goes on with" if _there(name, results) else "missing:"
+        found.append(
+            ("record", name, _there(name, results) if done else f"{begun} {COMMAND} {run}")
+        )
+    for norm in where.EPS:
+        for profile in ("full", "quick"):
+            found += _compared(where.lineup(norm), run, profile, weights, results)
     return found
 
 

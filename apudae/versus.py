@@ -193,6 +193,7 @@ class Comparison:
             self.y[:n],
             eps=eps,
             budget=self.profile.budget,
+            norm=self.lineup.norm,
             curves=False,
             title=name,
             record=path,
