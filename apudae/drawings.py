@@ -1,4 +1,4 @@
-"""Figures of the chapters on attacks that know the defense."""
+"""Figures of the chapters on attacks that know the defense, and on guarantees."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
+from scipy.stats import norm
 
 from .plots import _LINES, BLUE, INK, ORANGE, Picture, _tidy
 from .scores import Accuracy
@@ -125,5 +126,60 @@ def against(
         colour, style, _ = _LINES[k % len(_LINES)]
         ax.plot(x, values, color=colour, ls=style, lw=1.8, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    _tidy(ax)
+    return figure
+
+
+def shifted(sigma: float, share: float, shift: float) -> Picture:
+    """Why a vote under noise cannot be overturned nearby: the worst case along one direction.
+
+    The noise round the image, and round an image ``shift`` away; what is shaded is read as the
+    class. Of all sets that hold ``share`` of the noise round the image, a half-space loses most
+    when the image moves (Neyman & Pearson's lemma; Cohen et al. 2019, theorem 1).
+
+    Args:
+        sigma: of the noise.
+        share: of the draws that are read as the class, above one half.
+        shift: how far the image is moved, straight to the edge.
+    """
+    figure = Picture(figsize=(6.6, 2.9), layout="constrained")
+    ax = figure.subplots()
+    radius = sigma * norm.ppf(share)
+    x = np.linspace(-3.2 * sigma, radius + 4.2 * sigma, 400)
+    ax.fill_between(x, 0, norm.pdf(x, shift, sigma), where=x <= radius, color="#DCE9F5")
+    ax.plot(x, norm.pdf(x, 0, sigma), color=INK, lw=1.2, ls=":", label="noise round the image")
+    ax.plot(x, norm.pdf(x, shift, sigma), color=BLUE, lw=1.8, label="round the moved one")
+    ax.axvline(radius, color=ORANGE, lw=1.6, ls="--")
+    top = norm.pdf(0, 0, sigma)
+    ax.text(radius, 1.1 * top, " another class →", color=INK, va="center")
+    ax.text(radius, 1.1 * top, "← the class ", color=INK, va="center", ha="right")
+    left = norm.cdf((radius - shift) / sigma)
+    ax.text(shift, 0.35 * top, f"{100 * left:.0f} %", color=BLUE, ha="center", fontweight="bold")
+    ax.set(yticks=[], xlabel="along the direction of the move, in pixel units", ylim=(0, 1.2 * top))
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.86))
+    return figure
+
+
+def certified(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    points: Mapping[str, Mapping[float, Accuracy]] | None = None,
+) -> Picture:
+    """Certified accuracy over the radius, and beside it what attacks have left.
+
+    Args:
+        lines: name -> radii and shares of images in percent that are certified at least so far.
+        points: name -> radius -> accuracy under an attack of that radius; in the line's colour.
+    """
+    figure = Picture(figsize=(6.6, 3.8), layout="constrained")
+    ax = figure.subplots()
+    for k, (name, (radii, shares)) in enumerate(lines.items()):
+        colour, style, marker = _LINES[k % len(_LINES)]
+        ax.step(radii, shares, where="post", color=colour, ls=style, lw=1.8, label=name)
+        for radius, found in (points or {}).get(name, {}).items():
+            low, high = found.interval()
+            error = [[max(found.percent - low, 0)], [max(high - found.percent, 0)]]
+            ax.errorbar(radius, found.percent, error, color=colour, marker=marker, capsize=3)
+    ax.set(xlabel="L2 radius, in pixel units", ylabel="images (%)", ylim=(-3, 103), xlim=(0, None))
     _tidy(ax)
     return figure

@@ -52,3 +52,26 @@ def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
     assert abs(labels["a"][1] - labels["b"][1]) >= 5
     sides = {text.get_text(): text.get_ha() for text in ax.texts}
     assert sides == {"a": "right", "b": "left", "c": "left"}  # b's interval is right of a
+
+
+@pytest.mark.parametrize(("shift", "left"), [(0.0, "90 %"), (0.6408, "50 %"), (1.5, "4 %")])
+def test_at_its_radius_the_vote_is_even(shift, left):
+    """σ Φ⁻¹(0.9) = 0.5 · 1.2816; beyond it the class loses."""
+    figure = drawings.shifted(0.5, 0.9, shift)
+    (ax,) = figure.axes
+    words = [text.get_text() for text in ax.texts]
+    assert words[-1] == left
+    (edge,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert edge.get_xdata()[0] == pytest.approx(0.6408, abs=1e-3)
+    assert is_png(figure)
+
+
+def test_certified_curves_have_attacks_beside_them():
+    lines = {"a": ([0.0, 1.0], [90.0, 40.0])}
+    figure = drawings.certified(lines, {"a": {0.5: Accuracy(8, 10)}})
+    (ax,) = figure.axes
+    assert ax.lines[0].get_drawstyle() == "steps-post"
+    assert [list(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "o"] == [
+        [0.5, 80.0]
+    ]
+    assert is_png(figure)
