@@ -91,7 +91,7 @@ PROFILES = {
     ),
 }
 
-CHOSEN = {"quick": (2, 1), "full": (100, 20)}  # images of the chosen variant
+CHOSEN = {"quick": (2, 1), "full": (100, 100)}  # images of the chosen variant
 
 
 def keys(listing: Listing) -> list[str]:
