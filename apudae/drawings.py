@@ -48,6 +48,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
     ax = figure.subplots()
     ax.set(xscale="log", xlabel=xlabel, ylabel="worst case (%)", ylim=(-4, 104))
     high: list[tuple[float, float]] = []  # labels that stand already: log cost and height
+    lefts: list[float] = []  # costs of those whose name stands on the left
     for name, (cost, worst) in sorted(points.items(), key=lambda p: (p[1][1].percent, p[1][0])):
         low, top = worst.interval()
         error = [[max(worst.percent - low, 0)], [max(top - worst.percent, 0)]]
@@ -63,6 +64,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
             and mark.interval()[0] - 2.5 < at < mark.interval()[1] + 2.5
             for other, mark in points.values()
         )
+        lefts += [cost] if left else []
         ax.annotate(
             name,
             (cost, worst.percent),
@@ -76,7 +78,8 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
             zorder=3,
         )
     costs = [cost for cost, _ in points.values()]
-    ax.set_xlim(min(costs) / 1.5, max(costs) * 6)
+    crowded = any(cost < 1.5 * min(costs) for cost in lefts)
+    ax.set_xlim(min(costs) / (6 if crowded else 1.5), max(costs) * 6)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 

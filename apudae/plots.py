@@ -67,7 +67,7 @@ def image_grid(
     figure = Picture(figsize=(columns * size + 0.9, len(rows) * (size + extra)))
     figure.quality = quality
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    fontsize = _fitting(told, 72 * 0.95 * size)
+    fontsize = _fitting(told, 72 * 0.88 * size)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for k, ax in enumerate(line):
             ax.set(xticks=[], yticks=[])

@@ -29,7 +29,9 @@ os.environ.update(
 DIFFERENCE = 0.5
 
 NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-MEASURED = re.compile(r"[-+−]?\d+(?:\.\d+)?\s(%|points|logits)(\s\[[-+−\d.,\s]+\])?")
+MEASURED = re.compile(
+    r"[-+−]?\d+(?:\.\d+)?\s(%|points|logits)(\s\[[-+−\d.,\s]+\])?"
+)
 PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
 
 
