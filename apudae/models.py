@@ -256,7 +256,6 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnist-cnn": MnistCNN,
-    "mnist-mlp": MnistMLP,
     "mnist-dae": ConvDAE,
     "mnist-soap": networks.SharedAutoencoder,
     "mnist-magnet": networks.MagNet,
@@ -264,6 +263,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnist-generator": networks.Generator,
     "mnist-critic": networks.Critic,
     "mnist-diffusion": networks.UNet,
+    "mnist-mlp": MnistMLP,
     "cifar10-resnet": CifarResNet,
     "rednet": REDNet,
     "resnet50": resnet50,

@@ -19,7 +19,10 @@ def test_unknown_model_lists_the_known_ones():
         models.build("rednet", hidden=3)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("mnist-cnn", (3, 10)), ("mnist-dae", (3, 1, 28, 28))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("mnist-cnn", (3, 10)), ("mnist-mlp", (3, 10)), ("mnist-dae", (3, 1, 28, 28))],
+)
 def test_shapes_and_seeds(name, shape):
     x = torch.rand(3, 1, 28, 28)
     state = torch.random.get_rng_state()
