@@ -114,13 +114,14 @@ class Finding:
 def is_random(model: nn.Module, x: Tensor) -> bool:
     """Whether a module says so, or logits differ from draw to draw by more than rounding.
 
-    Two draws of all images, and 20 of the first few: a model that takes a second per image is to be
-    looked at, too. One that is random only now and then can pass for one that is not.
+    20 draws of all images; of large ones, which may take a second each, 2 of all and 20 of the
+    first eight. A model that is random only now and then can pass for one that is not.
     """
     if any(getattr(module, "random", False) is True for module in model.modules()):
         return True  # it says so itself
     with evaluating(model), torch.no_grad():
-        for part, draws in ((x, 2), (x[:8], 20)):
+        few = x[: max(8, 2**18 // x[0].numel())]
+        for part, draws in ((x, 2), (few, 20)):
             index = torch.arange(len(part))
             first = ask(model, part, index=index)
             for draw in range(1, draws):
