@@ -133,6 +133,24 @@ def against(
     return figure
 
 
+def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
+    """Values to both sides of zero: a line per name, a bar per group."""
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    figure = Picture(figsize=(6.6, 0.5 * len(names) + 1.0), layout="constrained")
+    ax = figure.subplots()
+    high = 0.8 / len(groups)
+    for k, (group, values) in enumerate(groups.items()):
+        y = [names.index(name) + (k - (len(groups) - 1) / 2) * high for name in values]
+        ax.barh(y, list(values.values()), 0.9 * high, color=_LINES[k % len(_LINES)][0], label=group)
+    ax.axvline(0, color="#888888", lw=1)
+    ax.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
+    ax.invert_yaxis()
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def shifted(sigma: float, share: float, shift: float) -> Picture:
     """Why a vote under noise cannot be overturned nearby: the worst case along one direction.
 

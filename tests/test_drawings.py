@@ -36,6 +36,15 @@ def test_lines_share_an_axis():
     assert len(figure.axes[0].lines) == 3 and is_png(figure)
 
 
+def test_bars_show_every_value_with_its_sign_in_the_place_of_its_name():
+    groups = {"a": {"x": 1.0, "y": -2.0}, "b": {"y": 3.0}}
+    (ax,) = drawings.bars(groups, xlabel="margin").axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["x", "y"]
+    drawn = [(bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in ax.patches]
+    assert drawn == [(1.0, 0), (-2.0, 1), (3.0, 1)]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+
+
 def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
     points = {
         "a": (1.0, Accuracy(0, 100)),
