@@ -1,6 +1,7 @@
 # make book   build the HTML            make test       lint, package, notebooks
 # make run    execute the chapters      make test-all   the same and the slow variants
 # make bench  time attacks, training, purification and evaluation (three quarters of an hour)
+# make repository URL=https://github.com/NAME/REPOSITORY   write the book's address wherever it stands
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,20 +9,24 @@ READY := $(VENV)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 export TQDM_DISABLE := 1
 
-.PHONY: book test test-all lint run weights bench clean
+.PHONY: book test test-all lint run weights bench repository clean
 .DEFAULT_GOAL := book
 
 book: $(READY)
 	$(BIN)/jupyter-book build . --warningiserror --keep-going --nitpick --quiet
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
-test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest --nbval book/
+# One worker for each core, one thread for each worker; a file stays with its worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-test-all: $(READY) lint
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval book/
+# The pages are built first: some tests read them in a browser.
+test: book lint
+	$(PYTEST) -m "not slow"
+	$(PYTEST) --nbval book/
+
+test-all: book lint
+	$(PYTEST)
+	$(PYTEST) --nbval book/
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -44,6 +49,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/imagenet.py
 	$(BIN)/python benchmarks/certification.py
+
+# Needs nothing but Python: the badges, the first cells and the buttons get the address.
+repository:
+	@test -n "$(URL)" || { echo "Say which: make repository URL=https://github.com/NAME/REPOSITORY"; exit 1; }
+	@$(PYTHON) scripts/repository.py "$(URL)"
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -19,6 +19,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ class Certificates:
     n: int
     alpha: float
 
-    @property
+    @cached_property
     def radii(self) -> Tensor:
         """L2 radii in pixel units, float64 ``[N]``; NaN where the classifier abstains."""
-        bounds = [lower_bound(k, self.n, self.alpha) for k in self.votes.tolist()]
-        radii = self.sigma * norm.ppf(bounds)
+        counts, place = self.votes.unique(return_inverse=True)
+        bounds = [lower_bound(k, self.n, self.alpha) for k in counts.tolist()]
+        radii = self.sigma * norm.ppf(bounds)[place.numpy()]
         return torch.as_tensor(radii).where(self.predictions != ABSTAINED, math.nan)
 
     def radius(self, place: int) -> float:

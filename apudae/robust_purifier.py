@@ -16,6 +16,7 @@ It is adversarial training (Madry et al. 2018) of the one part that may be train
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,20 +35,23 @@ from .report import Report
 from .tuning import Settings
 
 PURIFIER, IN_L2, DEFENDED = "mnist-purifier", "mnist-purifier-l2", "mnist-cnn"
-# Classifiers that no purifier was trained with: half as wide and from another seed; not
+# Classifiers that no purifier was trained with: narrower and from another seed; not
 # convolutional at all.
 OTHERS = {
     "mnist-small": Recipe(
-        "mnist-cnn", options=CLASSIFIER_TRAINING | {"seed": 1}, model={"width": 16}
+        "mnist-cnn", options=CLASSIFIER_TRAINING | {"seed": 1}, model={"width": 12}
     ),
     "mnist-mlp": Recipe("mnist-mlp", options=CLASSIFIER_TRAINING | {"seed": 2}),
 }
 WEIGHTS = (PURIFIER, IN_L2, *OTHERS)
 EPS = {"linf": 0.3, "l2": 2.0}
 CHOICE, VERDICT = "mnist_purifier_choice", "mnist_purifier_verdict"
-N, FEW = 1000, 200  # test digits of the verdict, and of the other questions
+# Test digits of the verdict, of the other questions, and of those with steps.
+N, FEW, FEWEST = 1000, 100, 30
 CHOSEN_ON, ATTACK_STEPS = 500, 40  # validation digits, and steps of the attacks on candidates
 BRIEF, LONG = 3, 20  # epochs
+# The purifier that is trained in L2 answers a side question: it is small and trained for less.
+L2_EPOCHS, L2_MODEL = 6, {"latent": 64, "width": 16}
 
 # What is tried: the network, and how much the reconstruction counts.
 CANDIDATES: dict[str, tuple[dict[str, int], float]] = {
@@ -65,9 +69,18 @@ _PROBES = {
 _FIT = {"batch_size": 128, "lr": 2e-3, "ema": 0.998, "seed": 0}
 
 
-def recipe(candidate: str, norm: str = "linf", epochs: int = LONG) -> Recipe:
-    """How a candidate is trained: 7 steps of PGD through purifier and classifier, ε growing."""
-    model, weight = CANDIDATES[candidate]
+def recipe(
+    candidate: str, norm: str = "linf", epochs: int = LONG, model: Mapping[str, int] | None = None
+) -> Recipe:
+    """How a candidate is trained: 7 steps of PGD through purifier and classifier, ε growing.
+
+    Args:
+        candidate: a key of :data:`CANDIDATES`.
+        norm: of the attacks, a key of :data:`EPS`.
+        epochs: over the training digits.
+        model: options of the network that differ from the candidate's.
+    """
+    options, weight = CANDIDATES[candidate]
     pgd = {"steps": 7, "relative_step": 0.25, "early_stop": False, "norm": norm}
     task = partial(
         training.purifying,
@@ -77,7 +90,7 @@ def recipe(candidate: str, norm: str = "linf", epochs: int = LONG) -> Recipe:
         warm_up=0.3,
         **pgd,
     )
-    return Recipe("mnist-dae", task, _FIT | {"epochs": epochs}, model)
+    return Recipe("mnist-dae", task, _FIT | {"epochs": epochs}, options | dict(model or {}))
 
 
 def models(weights: Path, device: torch.device | str = "cpu") -> dict[str, nn.Module]:
@@ -122,6 +135,8 @@ def lineup(norm: str = "linf") -> Lineup:
     """What is asked in a norm, besides the verdict."""
     more, eps = ("", EPS["linf"]) if norm == "linf" else ("_l2", EPS["l2"])
     known = ("noise", attacks.noise), ("PGD", partial(attacks.pgd, steps=50))
+    strong = FEWEST if norm == "linf" else 0
+    walks = dict.fromkeys(("purifier after steps", "steps alone"), (FEW, strong))
     small = Budget(pgd=5, apgd=5, targets=1, queries=10, draws=1, weights=(0.1,), scoring=2)
     return Lineup(
         what="digits",
@@ -144,7 +159,7 @@ def lineup(norm: str = "linf") -> Lineup:
                 strong=FEW,
                 epsilons=(eps,),
                 budget=BUDGETS["quick"],
-                fewer={"purifier": (N, 0)} if norm == "linf" else {},
+                fewer=walks | ({"purifier": (N, 0)} if norm == "linf" else {}),
             ),
         },
         records={"quick": f"mnist_purifier_quick{more}", "full": f"mnist_purifier{more}"},
@@ -185,7 +200,8 @@ def prepare(root: Path | None, weights: Path, results: Path, work: Path) -> None
     load = partial(data.load, "mnist", profile="full", root=root)
     train = Split(*(part.to(device) for part in load("train", dtype=torch.uint8)))
     name = choose(train, weights, results, work, load("validation").take(CHOSEN_ON))
-    jobs = {PURIFIER: recipe(name), IN_L2: recipe(name, "l2")} | OTHERS
+    in_l2 = recipe(name, "l2", L2_EPOCHS, L2_MODEL)
+    jobs = {PURIFIER: recipe(name), IN_L2: in_l2} | OTHERS
     for net, how in jobs.items():
         if net not in there:
             defended = "" if net in OTHERS else DEFENDED

@@ -1,8 +1,9 @@
 """Execute chapters and store their outputs: python scripts/execute.py book/*.ipynb
 
 Each notebook runs in a kernel of its own, in an empty folder, on the CPU and the quick profile. The
-stored outputs are what `pytest --nbval book/` compares with, so nothing that differs from run to
-run is kept: no timestamps, no progress bars.
+stored outputs are what `pytest --nbval book/` compares with, so no output holds what differs from
+run to run: no timestamps, no progress bars. When, where and for how long it ran is kept in the
+notebook's metadata, and shown on the status page.
 """
 
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from status import write
+
+from apudae import records
 
 LIMIT = 1_000_000  # bytes of one notebook
 ENVIRONMENT = {"APUDAE_PROFILE": "quick", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
@@ -30,7 +34,9 @@ def execute(path: Path) -> None:
         NotebookClient(
             notebook, timeout=600, resources={"metadata": {"path": empty}}, coalesce_streams=True
         ).execute()
-    notebook.metadata = nbformat.from_dict(METADATA)
+    seconds = round(time.perf_counter() - start)
+    told = {"apudae": {"seconds": seconds, **records.provenance("cpu")}}  # for the status page
+    notebook.metadata = nbformat.from_dict(METADATA | told)
     for k, cell in enumerate(notebook.cells):
         cell.id = f"cell-{k}"
         cell.metadata.pop("execution", None)
@@ -46,3 +52,4 @@ if __name__ == "__main__":
     os.environ.update(ENVIRONMENT)
     for argument in sys.argv[1:]:
         execute(Path(argument))
+    write()

@@ -14,12 +14,14 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import beta, norm
 from torch import nn
 
 from apudae import (
     attacks,
     authors,
     autoattack,
+    certification,
     checkpoints,
     data,
     diffusion,
@@ -50,6 +52,8 @@ def code(notebook):
 def shown_in_full(name):
     """What a chapter's cells tagged "algorithm" define, and nothing else of the chapter."""
     imports = {"math": math, "torch": torch, "nn": nn, "F": torch.nn.functional}
+    imports |= {"attacks": attacks, "beta": beta, "norm": norm}
+    imports |= {"Defended": purification.Defended, "Direct": purification.Direct}
     cells = [cell for cell in code(read(name)) if "algorithm" in cell.metadata.get("tags", [])]
     assert cells, f"{name} shows no algorithm"
     for cell in cells:
@@ -283,6 +287,41 @@ def test_chapter_11_shows_the_packages_squares(tmp_path):
     whole = image_files.read_image(listing.files[0], imagenet.SIZE)
     tiles = shown_in_full("11_imagenet.ipynb")["tiles"]
     assert torch.equal(tiles(whole), imagenet.crops(listing))
+
+
+def test_chapter_12_shows_the_packages_certificate(generator):
+    shown = shown_in_full("12_guarantees.ipynb")["certificate"]
+    model, x = checkpoints.load("mnist-cnn"), data.load("mnist", "validation").images[:30]
+    options = {"sigma": 0.6, "n": 200, "n0": 50, "alpha": 0.01}
+    found = certification.certify(model, x, noise_trained=True, **options)
+    assert 0 < (found.predictions == certification.ABSTAINED).sum() < 30
+    for k, image in enumerate(x):
+        first, counts = certification.votes(model, image, k, 0.6, (50, 200))
+        choice, radius = shown(first, counts, 0.6, 0.01)
+        if found.predictions[k] == certification.ABSTAINED:
+            assert choice is None and radius is None
+        else:
+            assert choice == found.predictions[k]
+            assert radius == pytest.approx(found.radius(k), rel=1e-9)
+
+
+def test_chapter_13_shows_the_packages_objective(digits):
+    x, y = digits
+    classifier = checkpoints.load("mnist-cnn")
+    net = models.build("mnist-dae", width=4)
+
+    def pgd(*part, seed, **options):  # training draws a seed for every batch
+        return attacks.pgd(*part, seed=5, **options)
+
+    options = {"eps": 0.2, "steps": 7, "relative_step": 0.25, "early_stop": False}
+    task = training.purifying(classifier, pgd, weight=3.0, **options)
+    task.announce(1.0)
+    ours = task(net.train(), x, y, torch.Generator().manual_seed(0))
+    shown = shown_in_full("13_a_purifier_that_holds.ipynb")["purifying_loss"]
+    torch.testing.assert_close(shown(net.eval(), classifier, x, y, 0.2, 3.0, seed=5), ours)
+    ours.backward()
+    assert net.encoder[0].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in classifier.parameters())
 
 
 # --- the frame --------------------------------------------------------------------------------

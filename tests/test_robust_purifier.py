@@ -58,6 +58,7 @@ def done(tmp_path_factory):
             "LONG": 2,
             "N": 6,
             "FEW": 3,
+            "FEWEST": 2,
             "CHOSEN_ON": 20,
             "SEARCHES": searches,
             "budget": lambda: SMALL,

@@ -1,0 +1,112 @@
+"""The paper's claims with this book's verdicts, read from the records.
+
+The claims are those of the abstract (Kalaria et al. 2022); what is measured is this book's
+re-implementation. A verdict follows from an interval, never from a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import cifar, comparison, imagenet, records, robust_purifier, robustness
+from .lineup import STRONG, Lineup
+from .plots import Table
+from .scores import Accuracy, Difference, paired_difference
+from .standings import Standings
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+CLEANS = "a DAE before the classifier keeps more than the classifier alone"
+BETTER = "used adaptively it keeps more than used directly"
+STURDIER = "so it does where the attacker knows of it"
+PART, ALL = "knows the classifier", "knows everything"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what was measured of it.
+
+    Attributes:
+        text: what is claimed.
+        attacker: what it knows.
+        images: what was measured on, with the attack's ε.
+        other: outcomes of what it is held against, per image: bool or rates ``[N]``.
+        one: outcomes of what the claim speaks of, on the same images.
+        chapter: file of its proof, without suffix.
+    """
+
+    text: str
+    attacker: str
+    images: str
+    other: Tensor
+    one: Tensor
+    chapter: str
+
+    @property
+    def gain(self) -> Difference:
+        """How many points ``one`` is better, paired."""
+        pair = self.other, self.one
+        if any(part.is_floating_point() for part in pair):
+            pair = tuple(part.double() for part in pair)
+        return paired_difference(*pair)
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        return HOLDS if self.gain.low > 0 else FAILS if self.gain.high < 0 else OPEN
+
+    def row(self) -> list[str]:
+        """Its cells in :func:`table`."""
+        before, after = (Accuracy.of(part).percent for part in (self.other, self.one))
+        n, proof = len(self.one), f"[{int(self.chapter[:2])}]({self.chapter})"
+        kept = f"{before:.1f} % → {after:.1f} %"
+        images = f"{n:,} {self.images}"
+        return [self.text, self.attacker, images, kept, str(self.gain), self.verdict, proof]
+
+
+def claims() -> Iterator[Claim]:
+    """The three claims on digits, on CIFAR-10 and on photographs; then one of this book's own."""
+    digits, eps = Standings.load(), 0.2
+    told = f"digits, {eps}"
+    pair = [digits.right(name, "PGD", eps) for name in ("no defense", "direct")]
+    yield Claim(CLEANS, PART, told, *pair, "05_direct_purification")
+    tried = records.load("mnist_variants")
+    pair = [
+        comparison.outcomes(tried, "test", name)[tried["eps"].index(eps)]
+        for name in ("direct", tried["chosen"]["variant"])
+    ]
+    yield Claim(BETTER, PART, told, *pair, "06_adaptive_purification")
+    pair = [robustness.load(name, eps).right() for name in ("direct", "chosen")]
+    yield Claim(STURDIER, ALL, told, *pair, "08_honest_evaluation")
+    colours = cifar.lineup(cifar.made_on()), cifar.PLAN.record
+    yield from _natural("CIFAR-10 (JPEG copy), 8/255", *colours, "10_cifar10")
+    photographs = imagenet.lineup(), imagenet.PLAN.record
+    yield from _natural("photographs, 4/255", *photographs, "11_imagenet")
+    found, eps = Standings.load(lineup=robust_purifier.lineup()), robust_purifier.EPS["linf"]
+    one, other = (found.right(name, STRONG, eps) for name in ("purifier", "denoiser"))
+    n = min(len(one), len(other))
+    text = "beyond the paper: a DAE trained through the classifier keeps more than a denoiser"
+    yield Claim(text, ALL, f"digits, {eps}", other[:n], one[:n], "13_a_purifier_that_holds")
+
+
+def _natural(images: str, line: Lineup, choice: str, chapter: str) -> Iterator[Claim]:
+    """The same of colour images, at the smallest ε, with the variant that was chosen."""
+    found, eps = Standings.load(lineup=line), min(line.epsilons)
+    chosen = f"adaptive, {records.load(choice)['chosen']['variant']}"
+    for text, other, one, attack in (
+        (CLEANS, "no defense", "direct", "PGD"),
+        (BETTER, "direct", chosen, "PGD"),
+        (STURDIER, "direct", chosen, STRONG),
+    ):
+        pair = [found.right(name, attack, eps) for name in (other, one)]
+        n = min(map(len, pair))
+        attacker = ALL if attack == STRONG else PART
+        yield Claim(text, attacker, images, *(part[:n] for part in pair), chapter)
+
+
+def table() -> Table:
+    """All of them, each with a link to the chapter of its proof."""
+    header = ["claim", "the attacker", "images, ε", "kept", "difference", "verdict", "chapter"]
+    return Table(header, [claim.row() for claim in claims()], text=3)

@@ -1,0 +1,289 @@
+"""The built pages in a real browser, from ``file://`` and without a network.
+
+They are read as `make book` leaves them in ``_build/html``. Without pages or without Chromium the
+tests are skipped, and say so; with ``APUDAE_REQUIRED=1`` that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "_build" / "html"
+SHOTS = ROOT / "_build" / "screenshots"
+PAGES = sorted(
+    "book/" + re.sub(r"\.(ipynb|md)$", "", path.relative_to(ROOT / "book").as_posix()) + ".html"
+    for pattern in ("*.ipynb", "*.md")
+    for path in (ROOT / "book").rglob(pattern)
+    if "assets" not in path.parts
+)
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# What the theme itself says on every page.
+THEME = ("THEBE_JS_URL", "Got invalid theme mode")
+
+
+def missing(what: str) -> None:
+    if os.environ.get("APUDAE_REQUIRED") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+    )
+    if not path:
+        missing("no Chromium on this machine; on Debian: apt install chromium")
+    if not (HTML / "book" / "index.html").is_file():
+        missing("the book is not built; run `make book` first")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        found = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class Visit:
+    """A page, and what it asked for and complained of."""
+
+    def __init__(self, browser, size, **options) -> None:
+        self.context = browser.new_context(viewport=size, offline=True, **options)
+        self.page = self.context.new_page()
+        self.asked, self.said = [], []
+        self.page.on("request", lambda r: self.asked.append(r.url))
+        self.page.on("pageerror", lambda error: self._listen(str(error)))
+        self.page.on("console", lambda m: m.type in ("error", "warning") and self._listen(m.text))
+
+    def _listen(self, text: str) -> None:
+        self.said += [] if any(part in text for part in THEME) else [text]
+
+    def open(self, name: str, root: Path = HTML):
+        self.page.goto((root / name).as_uri(), wait_until="load")
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def visit(browser):
+    opened = []
+
+    def begin(size=DESK, **options):
+        opened.append(Visit(browser, size, **options))
+        return opened[-1]
+
+    yield begin
+    for one in opened:
+        one.context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_needs_no_network_says_no_error_and_describes_its_pictures(name, visit):
+    one = visit()
+    page = one.open(name)
+    outside = [url for url in one.asked if not url.startswith(("file:", "data:", "blob:"))]
+    assert outside == [], "asked for something outside the book"
+    assert one.said == []
+    for image in page.query_selector_all("article img"):
+        assert (image.get_attribute("alt") or "").strip(), image.get_attribute("src")[:80]
+    broken = page.evaluate(
+        "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)"
+    )
+    assert broken == []
+    assert page.evaluate("[...document.querySelectorAll('mjx-merror')].length") == 0
+
+
+SHOWN = "f => [...f.querySelectorAll('img')].filter(m => m.offsetHeight > 0).map(m => m.src)"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if "reference" not in name])
+def test_every_slider_changes_its_picture_by_mouse_and_by_key(name, visit):
+    page = visit().open(name)
+    figures = page.query_selector_all("figure.apudae-slider")
+    assert figures
+    for figure in figures:
+        knob = figure.query_selector("input")
+        last = int(knob.get_attribute("max"))
+        seen, labels = [], []
+        for k in range(last + 1):
+            knob.evaluate("(e, k) => { e.value = k; e.dispatchEvent(new Event('input')) }", k)
+            seen += figure.evaluate(SHOWN)
+            labels.append(figure.query_selector("output").inner_text())
+        # Neighbours may look the same, where a walk has arrived; the first and the last do not.
+        assert seen == figure.evaluate("f => [...f.querySelectorAll('img')].map(m => m.src)")
+        assert len(seen) == len(set(labels)) == last + 1 and seen[0] != seen[-1]
+        knob.focus()
+        page.keyboard.press("ArrowLeft")
+        assert figure.evaluate(SHOWN) == [seen[last - 1]]
+        assert knob.get_attribute("aria-valuetext") == labels[last - 1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_on_a_phone_nothing_is_wider_than_the_screen(name, visit):
+    page = visit(PHONE, has_touch=True, is_mobile=True).open(name)
+    wide = page.evaluate(
+        """() => [...document.querySelectorAll('article *')].filter(e => {
+            const box = e.getBoundingClientRect();
+            if (box.right <= innerWidth + 1 || !box.width) return false;
+            for (let p = e; p; p = p.parentElement)
+                if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)
+                    && p.getBoundingClientRect().right <= innerWidth + 1) return false;
+            return !e.closest('mjx-assistive-mml');
+        }).map(e => e.outerHTML.slice(0, 100))"""
+    )
+    assert wide == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_on_a_phone_the_menu_opens_and_leads_on(visit):
+    page = visit(PHONE, has_touch=True, is_mobile=True).open("book/01_threat_models.html")
+    entry = page.locator(".bd-sidebar-primary a", has_text="An honest evaluation").first
+    assert not entry.is_visible()
+    page.locator("button.primary-toggle:visible").first.click()
+    entry.wait_for(state="visible")
+    entry.click()
+    page.wait_for_url("**/08_honest_evaluation.html")
+
+
+def test_the_search_finds_what_a_reader_would_look_for(visit):
+    page = visit().page
+    page.goto((HTML / "search.html").as_uri() + "?q=BPDA")
+    page.wait_for_selector("#search-results li a", timeout=20_000)
+    found = " ".join(page.locator("#search-results li").all_inner_texts())
+    assert "Adaptive attacks" in found
+
+
+def test_a_sorted_table_is_sorted(visit):
+    page = visit().open("book/09_against_other_defenses.html")
+    table = page.locator(".apudae-sortable").first
+    head = table.locator("th", has_text="PGD").first
+    place = head.evaluate("h => h.cellIndex")
+    head.locator("button").click()
+    values = table.locator("tbody tr").evaluate_all(
+        "(rows, k) => rows.map(r => +r.cells[k].dataset.v)", place
+    )
+    assert values == sorted(values, reverse=True) and len(set(values)) > 3
+
+
+def test_in_the_dark_and_on_paper_the_text_is_there(visit):
+    one = visit(color_scheme="dark")
+    page = one.open("book/05_direct_purification.html")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    ground, ink = page.evaluate(
+        """() => { const light = c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0);
+        const p = getComputedStyle(document.querySelector('article p'));
+        return [light(getComputedStyle(document.body).backgroundColor), light(p.color)] }"""
+    )
+    assert ink - ground > 300
+    picture = page.query_selector("article div.cell_output img")
+    assert picture.evaluate("i => getComputedStyle(i).backgroundColor") == "rgb(255, 255, 255)"
+    page.emulate_media(media="print")
+    assert page.locator("h1", has_text="Direct purification").locator("visible=true").count() == 1
+    assert page.locator("article p").first.is_visible()
+    assert not page.locator(".bd-sidebar-primary").is_visible()
+    assert len(page.pdf()) > 50_000
+
+
+# --- accessibility -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """One page without a word of ours, a bibliography's list apart: what the theme brings."""
+    top = tmp_path_factory.mktemp("empty")
+    text = "# An empty page\n\nNothing.\n\n```{bibliography}\n:all:\n```\n"
+    (top / "page.md").write_text(text)
+    (top / "_toc.yml").write_text("format: jb-book\nroot: page\n")
+    settings = (ROOT / "_config.yml").read_text()
+    (top / "_config.yml").write_text(settings.replace("book/", f"{ROOT}/book/"))
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(top), "--quiet"]
+    subprocess.run(command, check=True, capture_output=True)
+    return top / "_build" / "html"
+
+
+def serious(page) -> dict[str, list[str]]:
+    """Rule -> elements that break it, of the grave sort."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return {
+        rule["id"]: [node["html"][:120] for node in rule["nodes"]]
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+    }
+
+
+@pytest.fixture(scope="module")
+def themes(empty, visit):
+    return {node for nodes in serious(visit().open("page.html", empty)).values() for node in nodes}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_shuts_a_reader_out_beyond_what_the_theme_does(name, visit, themes):
+    found = serious(visit().open(name))
+    ours = {
+        rule: left
+        for rule, nodes in found.items()
+        if (left := [n for n in nodes if n not in themes])
+    }
+    assert ours == {}
+
+
+# --- links -------------------------------------------------------------------------------------
+
+
+class Links(HTMLParser):
+    """The addresses a page leads to, and its anchors."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors, self.links = set(), []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs) -> None:
+        told = dict(attrs)
+        self.anchors |= {told[key] for key in ("id", "name") if told.get(key)}
+        if tag == "a" and told.get("href"):
+            self.links.append(told["href"])
+
+
+def test_every_link_within_the_book_arrives():
+    if not HTML.is_dir():
+        missing("the book is not built; run `make book` first")
+    pages = {path: Links(path) for path in HTML.rglob("*.html")}
+    assert len(pages) > 20
+    lost = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists():
+                lost.append((path.name, link))
+            elif parts.fragment and target in pages:
+                known = unquote(parts.fragment) in pages[target].anchors
+                lost += [] if known else [(path.name, link)]
+    assert lost == []
+
+
+# --- pictures of what was built ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["index", "07_adaptive_attacks", "13_a_purifier_that_holds"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_screenshots_are_kept(name, size, visit):
+    SHOTS.mkdir(exist_ok=True, parents=True)
+    page = visit(size).open(f"book/{name}.html")
+    path = SHOTS / f"{name}-{size['width']}.png"
+    page.screenshot(path=path)
+    assert path.stat().st_size > 20_000

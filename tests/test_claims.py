@@ -1,0 +1,52 @@
+"""The front page's verdicts follow from what was measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from apudae import claims, robustness
+from apudae.standings import Standings
+
+BOOK = Path(__file__).parents[1] / "book"
+
+
+def claim(other, one):
+    return claims.Claim("a", "b", "c", torch.tensor(other), torch.tensor(one), "05_x")
+
+
+@pytest.mark.parametrize(
+    ("other", "one", "verdict"),
+    [
+        ([False] * 40, [True] * 40, claims.HOLDS),
+        ([True] * 40, [False] * 40, claims.FAILS),
+        ([True, False] * 20, [False, True] * 20, claims.OPEN),
+        ([False] * 3 + [True] * 37, [True] * 40, claims.OPEN),
+        ([0.1] * 40, [0.9] * 39 + [0.8], claims.HOLDS),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(other, one, verdict):
+    found = claim(other, one)
+    assert found.verdict == verdict
+    assert found.row()[5] == verdict and found.row()[2] == "40 c"
+
+
+def test_the_claims_are_read_from_the_records():
+    found = list(claims.claims())
+    assert [c.text for c in found[:9]] == [claims.CLEANS, claims.BETTER, claims.STURDIER] * 3
+    digits = Standings.load()
+    assert torch.equal(found[0].one, digits.right("direct", "PGD", 0.2))
+    chosen = robustness.load("chosen", 0.2)
+    assert found[2].one.double().mean() == pytest.approx(chosen.worst.percent / 100)
+    assert found[2].verdict == claims.FAILS
+    assert len(found[9].one) >= 200 and found[9].attacker == claims.ALL
+    for one in found:
+        assert (BOOK / f"{one.chapter}.ipynb").is_file()
+
+
+def test_the_table_leads_to_each_proof():
+    text = claims.table()._repr_markdown_()
+    assert len(re.findall(r"\[\d+\]\(\d\d_\w+\)", text)) == 10
