@@ -61,7 +61,7 @@ class Claim:
         """Its cells in :func:`table`."""
         before, after = (Accuracy.of(part).percent for part in (self.other, self.one))
         n, proof = len(self.one), f"[{int(self.chapter[:2])}]({self.chapter})"
-        kept = f"{before:.1f} % → {after:.1f} %"
+        kept = f"{before:.1f} % → {after:.1f} %".replace(" ", "\N{NO-BREAK SPACE}")
         images = f"{n:,} {self.images}"
         return [self.text, self.attacker, images, kept, str(self.gain), self.verdict, proof]
 

@@ -38,6 +38,10 @@ original, which is downloaded if need be. Some hours on two CPU cores.
 the whole protocol, and asks what else it is good for: records ``mnist_purifier_...``. Some hours on
 two CPU cores; it goes on where it was stopped. It needs the full MNIST.
 
+``cifar10-certified`` and ``cifar10-purifier`` ask the same of CIFAR-10: records
+``cifar10_certified`` and ``cifar10_purifier_verdict``. They are meant for a GPU, and need the
+classifier of ``cifar10``, which is shipped. ``--data`` as above.
+
 ``gpu-training`` trains four networks on one GPU and stores how long each took and how well it does
 in ``apudae/results/gpu_training.json``. What is stored already is not run again.
 
@@ -61,6 +65,7 @@ from . import (
     certified,
     checkpoints,
     cifar,
+    cifar_purifier,
     comparison,
     data,
     gpu_runs,
@@ -222,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     runs = ["mnist-weights", "mnist-variants", "mnist-ladder", "mnist-robustness"]
     runs += ["mnist-baselines", "mnist", "cifar10", "imagenet", "mnist-certified"]
-    runs += ["mnist-purifier", "gpu-training", "status"]
+    runs += ["mnist-purifier", "cifar10-certified", "cifar10-purifier", "gpu-training", "status"]
     parser.add_argument("name", choices=runs, help="which run")
     parser.add_argument("--root", type=Path, help="folder of the data (default: $APUDAE_DATA)")
     parser.add_argument(
@@ -253,7 +258,10 @@ def main(argv: list[str] | None = None) -> None:
         "--only", nargs="+", metavar="DEFENSE", help="defenses to compare (default: all)"
     )
     parser.add_argument(
-        "--data", choices=cifar.SETS, default=cifar.SETS[0], help="of cifar10 (the original)"
+        "--data",
+        choices=cifar.SETS,
+        default=cifar.SETS[0],
+        help="of cifar10, cifar10-certified and cifar10-purifier (the original)",
     )
     parser.add_argument("--folder", type=Path, help="of photographs, one folder for each class")
     parser.add_argument(
@@ -278,6 +286,8 @@ def main(argv: list[str] | None = None) -> None:
                 args.folder, *where, args.profile, args.only, args.classifier
             ),
             "mnist-certified": lambda: certified.run(*where),
+            "cifar10-certified": lambda: certified.run(*where, certified.CIFAR10, args.data),
+            "cifar10-purifier": lambda: cifar_purifier.run(args.data, *where),
             "mnist-purifier": lambda: robust_purifier.run(*where, args.profile, args.only),
             "gpu-training": lambda: gpu_runs.run(args.root, args.results),
         }

@@ -11,6 +11,7 @@ from . import (
     certified,
     checkpoints,
     cifar,
+    cifar_purifier,
     comparison,
     data,
     imagenet,
@@ -64,13 +65,27 @@ def lines(weights: Path, results: Path) -> list[Line]:
         for profile in what.profiles:
             found += _compared(what, run, profile, weights, results)
     found += _purifier(weights, results)
-    names = map(certified.weights_name, certified.SIGMAS)
-    found += [_weights(name, "mnist-certified", weights) for name in names]
-    state = _there(certified.RECORD, results) or f"missing: {COMMAND} mnist-certified"
-    if _there(certified.RECORD, results) and certified.missing(results):
-        state = f"begun; goes on with {COMMAND} mnist-certified"
-    found.append(("record", certified.RECORD, state))
+    found += _certified(certified.MNIST, "mnist-certified", weights, results)
+    found += _certified(certified.CIFAR10, "cifar10-certified, on a GPU", weights, results)
+    run = "cifar10-purifier, on a GPU"
+    found.append(_weights(cifar_purifier.PURIFIER, run, weights))
+    name, done = cifar_purifier.VERDICT, cifar_purifier.is_judged(results)
+    found.append(("record", name, _state(name, done, run, results)))
     return found
+
+
+def _certified(subject: certified.Subject, run: str, weights: Path, results: Path) -> list[Line]:
+    """Of the certificates of a data set."""
+    names = map(subject.weights_name, certified.SIGMAS)
+    found = [_weights(name, run, weights) for name in names]
+    done = not certified.missing(results, subject)
+    return [*found, ("record", subject.record, _state(subject.record, done, run, results))]
+
+
+def _state(name: str, done: bool, run: str, results: Path) -> str:
+    """Of a record that is made row by row."""
+    there = _there(name, results)
+    return there if done else f"{'begun; goes on with' if there else 'missing:'} {COMMAND} {run}"
 
 
 def _purifier(weights: Path, results: Path) -> list[Line]:
@@ -81,10 +96,7 @@ def _purifier(weights: Path, results: Path) -> list[Line]:
         (where.CHOICE, bool(where.chosen(results))),
         (where.VERDICT, where.is_judged(results)),
     ):
-        begun = "begun; goes on with" if _there(name, results) else "missing:"
-        found.append(
-            ("record", name, _there(name, results) if done else f"{begun} {COMMAND} {run}")
-        )
+        found.append(("record", name, _state(name, done, run, results)))
     for norm in where.EPS:
         for profile in ("full", "quick"):
             found += _compared(where.lineup(norm), run, profile, weights, results)
