@@ -42,7 +42,7 @@ def test_the_claims_are_read_from_the_records():
     chosen = robustness.load("chosen", 0.2)
     assert found[2].one.double().mean() == pytest.approx(chosen.worst.percent / 100)
     assert found[2].verdict == claims.FAILS
-    assert len(found[9].one) >= 200 and found[9].attacker == claims.ALL
+    assert len(found[9].one) >= 100 and found[9].attacker == claims.ALL
     for one in found:
         assert (BOOK / f"{one.chapter}.ipynb").is_file()
 
