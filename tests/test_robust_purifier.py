@@ -119,7 +119,8 @@ def test_rows_are_what_a_direct_measurement_says(done):
             hit = attacks.pgd(whole.classifier, x, y, eps=eps, norm=norm, steps=50)
             row = rows[lineup.key(defense, "PGD", eps)]
             now = scores.outcomes(whole, hit, y)
-            assert torch.equal(records.unpack(row["outcomes"], row["n"]), now)
+            n = row["n"]  # fewer of those with steps
+            assert torch.equal(records.unpack(row["outcomes"], n), now[:n])
     assert (
         lineup.key("purifier", "protocol", 0.3)
         not in records.load("mnist_purifier", folders["results"])["rows"]
