@@ -34,9 +34,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     load = {"device": options.device}
-    model = Defended(
-        checkpoints.load("mnist-cnn", **load), Direct(checkpoints.load("mnist-dae", **load))
-    )
+    dae = checkpoints.load("mnist-smoothing-0.5", **load)  # as the book certifies
+    model = Defended(checkpoints.load("mnist-cnn", **load), Direct(dae))
     x = data.load("mnist", "validation").images[:1].to(options.device)
     noisy = x + 0.5 * torch.randn(BATCH, *x.shape[1:], device=options.device)
 
