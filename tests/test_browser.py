@@ -142,6 +142,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(name, visit):
     )
     assert wide == []
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for knob in page.query_selector_all(".apudae-slider input"):
+        box = knob.bounding_box()
+        assert box["width"] >= 90 and box["x"] + box["width"] <= PHONE["width"]
 
 
 def test_on_a_phone_the_menu_opens_and_leads_on(visit):
