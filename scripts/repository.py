@@ -15,7 +15,6 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLACEHOLDER = "OWNER"
 
 
 def files(root: Path = ROOT) -> list[Path]:
