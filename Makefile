@@ -16,8 +16,9 @@ book: $(READY)
 	$(BIN)/jupyter-book build . --warningiserror --keep-going --nitpick --quiet
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
-# One worker for each core, one thread for each worker; a file stays with its worker.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One worker for each core, one thread for each worker; a file stays with its worker, and the files
+# come in their order (else the notebook with the fewest cells, not the shortest, comes last).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The pages are built first: some tests read them in a browser.
 test: book lint

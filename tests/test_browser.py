@@ -86,6 +86,10 @@ def visit(browser):
         one.context.close()
 
 
+def files(urls: list[str]) -> set[str]:
+    return {url.split("#")[0].split("?")[0] for url in urls if url.startswith("file:")}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_needs_no_network_says_no_error_and_describes_its_pictures(name, visit):
     one = visit()
@@ -100,6 +104,9 @@ def test_a_page_needs_no_network_says_no_error_and_describes_its_pictures(name, 
     )
     assert broken == []
     assert page.evaluate("[...document.querySelectorAll('mjx-merror')].length") == 0
+    weight = sum(Path(unquote(urlsplit(url).path)).stat().st_size for url in files(one.asked))
+    slides = page.query_selector("figure.apudae-slider")
+    assert weight <= (6_000_000 if slides else 2_000_000)
 
 
 SHOWN = "f => [...f.querySelectorAll('img')].filter(m => m.offsetHeight > 0).map(m => m.src)"

@@ -26,6 +26,9 @@ def claim(other, one):
         ([True, False] * 20, [False, True] * 20, claims.OPEN),
         ([False] * 3 + [True] * 37, [True] * 40, claims.OPEN),
         ([0.1] * 40, [0.9] * 39 + [0.8], claims.HOLDS),
+        ([False] * 40, [False] * 40, claims.NOTHING),
+        ([True] * 2 + [False] * 38, [False] * 40, claims.NOTHING),
+        ([True] * 3 + [False] * 37, [False] * 40, claims.OPEN),
     ],
 )
 def test_a_verdict_follows_from_the_interval(other, one, verdict):
@@ -43,8 +46,16 @@ def test_the_claims_are_read_from_the_records():
     assert found[2].one.double().mean() == pytest.approx(chosen.worst.percent / 100)
     assert found[2].verdict == claims.FAILS
     assert len(found[9].one) >= 100 and found[9].attacker == claims.ALL
-    for one in found:
-        assert (BOOK / f"{one.chapter}.ipynb").is_file()
+    for photographs in found[6:9]:  # only those that the bare classifier reads rightly
+        assert len(photographs.one) == 88
+
+
+def test_the_chapter_that_a_claim_leads_to_shows_its_numbers():
+    for one in claims.claims():
+        told = (BOOK / f"{one.chapter}.ipynb").read_text()
+        for part in (one.other, one.one):
+            percent = f"{100 * part.double().mean().item():.1f} %"
+            assert percent in told, (one.text, one.images, percent)
 
 
 def test_the_table_leads_to_each_proof():

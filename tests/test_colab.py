@@ -26,7 +26,11 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(
     p.relative_to(ROOT / "book").as_posix() for p in (ROOT / "book").rglob("*.ipynb")
 )
-QUICK = ("01_threat_models.ipynb", "05_direct_purification.ipynb", "12_guarantees.ipynb")
+QUICK = (
+    "01_threat_models.ipynb",
+    "09_against_other_defenses.ipynb",
+    "12_guarantees.ipynb",
+)
 COLAB = ("ipython==7.34.0", "ipywidgets==7.7.1", "ipykernel==6.17.1")
 BROUGHT = (
     "torch",

@@ -290,7 +290,8 @@ def test_chapter_11_shows_the_packages_squares(tmp_path):
 
 
 def test_chapter_12_shows_the_packages_certificate(generator):
-    shown = shown_in_full("12_guarantees.ipynb")["certificate"]
+    defined = shown_in_full("12_guarantees.ipynb")
+    shown = defined["certificate"]
     model, x = checkpoints.load("mnist-cnn"), data.load("mnist", "validation").images[:30]
     options = {"sigma": 0.6, "n": 200, "n0": 50, "alpha": 0.01}
     found = certification.certify(model, x, noise_trained=True, **options)
@@ -303,6 +304,12 @@ def test_chapter_12_shows_the_packages_certificate(generator):
         else:
             assert choice == found.predictions[k]
             assert radius == pytest.approx(found.radius(k), rel=1e-9)
+    # Its draws are others than the package's; the shares are the same up to chance.
+    for k in (found.predictions == certification.ABSTAINED).nonzero().flatten()[:2].tolist():
+        mine = defined["count"](model, x[k : k + 1], 0.6, 2000, seed=k)
+        (votes,) = certification.votes(model, x[k], k, 0.6, (2000,))
+        assert mine.sum() == 2000
+        assert (mine - votes).abs().max() < 5 * (2 * 2000 * 0.25) ** 0.5
 
 
 def test_chapter_13_shows_the_packages_objective(digits):
@@ -359,8 +366,9 @@ def test_a_notebook_runs_anywhere_and_is_small(name):
         assert not re.search(r"""["'](\.\./|\.?/)?(book|tests|apudae)/""", cell.source)
         assert not any(output.output_type == "error" for output in cell.outputs)
         assert cell.execution_count is not None, "not executed"
-        lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert len(lines) <= 22
+    lines = [[li for li in cell.source.splitlines() if li.strip()] for cell in code(notebook)]
+    assert max(map(len, lines)) <= 22
+    assert sum(map(len, lines)) < 15 * len(lines)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -472,10 +480,10 @@ def run(folder, *arguments, **environment):
 def test_a_stored_accuracy_that_is_wrong_fails(tmp_path):
     """By 10 points and by 3, in cells that do not train; only those two cells may fail."""
     expected = []
-    name = "05_direct_purification.ipynb"
+    name = "12_guarantees.ipynb"
     for by in (10, 3):
         notebook = read(name)
-        place = change(notebook, r"direct purification[ |]+(\d+\.\d)\s%", by, trains=False)
+        place = change(notebook, r"with[ |]+(\d+\.\d)\s%", by, trains=False)
         cut_after(notebook, place)
         nbformat.write(notebook, tmp_path / f"by_{by}.ipynb")
         expected.append(f"by_{by}.ipynb::Cell {place}")
@@ -484,6 +492,17 @@ def test_a_stored_accuracy_that_is_wrong_fails(tmp_path):
     assert sorted(failed) == sorted(expected), result.stdout[-3000:]
 
 
+@pytest.mark.parametrize(("by", "fails"), [(2, False), (10, True)])
+def test_a_cell_that_trains_may_be_off_by_three_points_and_no_more(by, fails, tmp_path):
+    cell = nbformat.v4.new_code_cell(f'print("accuracy: {90 - by}.0 %")', execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("stream", text="accuracy: 90.0 %\n")]
+    cell.metadata.update(tags=["trains-live"], tolerance_points=3)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    result = run(tmp_path)
+    assert re.search("1 failed" if fails else "1 passed", result.stdout), result.stdout[-3000:]
+
+
+@pytest.mark.slow
 def test_a_stored_accuracy_that_is_wrong_by_10_points_after_training_fails(tmp_path):
     name = "03_training_a_dae.ipynb"
     notebook = read(name)
@@ -495,14 +514,15 @@ def test_a_stored_accuracy_that_is_wrong_by_10_points_after_training_fails(tmp_p
     assert failed == [f"{name}::Cell {place}"], result.stdout[-3000:]
 
 
-ARITHMETIC = {"one thread": {"OMP_NUM_THREADS": "1"}, "avx2": {"ATEN_CPU_CAPABILITY": "avx2"}}
-SLOW = [name for name in CHAPTERS if not name.startswith("05")]
+# `make test` runs every notebook on one thread; so two of them are the other case.
+ARITHMETIC = {"two threads": {"OMP_NUM_THREADS": "2"}, "avx2": {"ATEN_CPU_CAPABILITY": "avx2"}}
+BRIEF = "12_guarantees.ipynb"
 
 
 @pytest.mark.parametrize("kind", ARITHMETIC)
 @pytest.mark.parametrize(
     "name",
-    ["05_direct_purification.ipynb", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)],
+    [BRIEF, *(pytest.param(n, marks=pytest.mark.slow) for n in CHAPTERS if n != BRIEF)],
 )
 def test_another_processor_agrees_within_the_tolerance(name, kind, tmp_path):
     shutil.copy(BOOK / name, tmp_path)
@@ -528,7 +548,11 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", [CHAPTERS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS[1:])]
+    "name",
+    [
+        "index.ipynb",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS if n[:5] != "index"),
+    ],
 )
 def test_a_notebook_runs_alone_with_the_built_wheel(name, installed, tmp_path):
     notebook = read(name)

@@ -97,8 +97,8 @@ def test_the_hardened_network_raises_nothing_and_is_attacked_as_hard_as_by_art(
 ):
     # ART imports a fork of this module, for several processes; one is asked for here.
     monkeypatch.setitem(sys.modules, "multiprocess", multiprocessing)
-    eps, digits = 0.2, data.load("mnist", "validation").take(400)  # a point: four images
-    assert run(hardened, digits.take(100), eps=eps).findings == []
+    eps, digits = 0.2, data.load("mnist", "validation").take(400 if whole else 200)
+    assert run(hardened, digits.take(50), eps=eps).findings == []
     # Theirs has five restarts of 100 steps and two losses: no match for the quick budget.
     ours = replace(BUDGETS["reference"], queries=5000 if whole else 200)
     report = run(hardened, digits, eps=eps, budget=ours, curves=False)
@@ -149,8 +149,9 @@ def test_a_rounding_inside_a_model_hides_nothing(classifier, digits, base):
 
 def test_a_cut_inner_loop_hides_nothing(classifier, digits):
     dae = checkpoints.load("mnist-dae")
-    options = {"eps": 0.2, "curves": False}
-    digits = digits.take(100)
+    budget = replace(BUDGETS["quick"], queries=100)
+    options = {"eps": 0.2, "curves": False, "budget": budget}
+    digits = digits.take(70)
     honest = Adaptive(dae, stepper="descent", steps=3, step_size=0.05)
     truth = run(Defended(classifier, honest), digits, **options)
     assert truth.findings == []

@@ -25,6 +25,8 @@ TINY = lineup.Profile(
     budget=Budget(pgd=2, apgd=2, targets=1, queries=3, draws=1, weights=(0.1,), scoring=2),
 )
 
+BRIEF = replace(TINY, weak=8, cw=2, strong=2)
+
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
@@ -41,7 +43,7 @@ def make(tmp_path, monkeypatch):
 
 
 def test_every_row_is_made_once_and_a_stopped_run_goes_on(make, tmp_path, monkeypatch):
-    first, asked = make(), []
+    first, asked = make(BRIEF), []
     evaluated = versus.Comparison._evaluate
 
     def dies(self, name, eps):
@@ -54,20 +56,20 @@ def test_every_row_is_made_once_and_a_stopped_run_goes_on(make, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         first.run()
     begun = records.load("c", tmp_path)["rows"]
-    make().run()
+    make(BRIEF).run()
     rows = records.load("c", tmp_path)["rows"]
     assert begun.items() <= rows.items()
     assert len(asked) == len(first.models) + 1
     monkeypatch.setitem(lineup.RECORDS, "full", "c")
-    monkeypatch.setitem(lineup.PROFILES, "full", TINY)
+    monkeypatch.setitem(lineup.PROFILES, "full", BRIEF)
     left = lineup.MNIST.missing("full", tmp_path)
     untrained = set(lineup.DEFENSES) - set(first.models)
     assert {text.split(" | ")[0] for text in left} == untrained
     before = (tmp_path / "c.json").read_bytes()
-    make().run()
+    make(BRIEF).run()
     assert (tmp_path / "c.json").read_bytes() == before
     with pytest.raises(ValueError, match=r"c\.json was made with another profile"):
-        make(replace(TINY, strong=5))
+        make(replace(BRIEF, strong=5))
 
 
 def test_a_row_says_what_a_direct_measurement_says(make, tmp_path):
