@@ -64,7 +64,8 @@ def image_grid(
     columns = max(columns, *(len(images) for images in rows.values()))
     told = [text for texts in (notes or {}).values() for text in texts]
     extra = max((0.25 + 0.17 * text.count("\n") for text in told), default=0.0)
-    figure = Picture(figsize=(columns * size + 0.9, len(rows) * (size + extra)))
+    margin = 0.9 if any(name.strip() for name in rows) else 0.04
+    figure = Picture(figsize=(columns * size + margin, len(rows) * (size + extra)))
     figure.quality = quality
     axes = figure.subplots(len(rows), columns, squeeze=False)
     fontsize = _fitting(told, 72 * 0.88 * size)
@@ -86,7 +87,7 @@ def image_grid(
                 )
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, labelpad=8)
     figure.subplots_adjust(
-        left=0.9 / figure.get_figwidth(),
+        left=margin / figure.get_figwidth(),
         right=0.995,
         top=0.99,
         bottom=extra / figure.get_figheight(),

@@ -196,6 +196,12 @@ def test_in_the_dark_and_on_paper_the_text_is_there(visit):
     assert ink - ground > 300
     picture = page.query_selector("article div.cell_output img")
     assert picture.evaluate("i => getComputedStyle(i).backgroundColor") == "rgb(255, 255, 255)"
+    other = visit(color_scheme="dark").open("book/09_against_other_defenses.html")
+    other.evaluate("document.documentElement.dataset.theme = 'dark'")
+    for kind in ("div.apudae-sortable", "figure.apudae-slider"):
+        behind = other.locator(f".text_html:has({kind})").first
+        ground = behind.evaluate("e => getComputedStyle(e).backgroundColor")
+        assert ground == "rgba(0, 0, 0, 0)", kind  # the page's own dark shows through
     page.emulate_media(media="print")
     assert page.locator("h1", has_text="Direct purification").locator("visible=true").count() == 1
     assert page.locator("article p").first.is_visible()

@@ -34,7 +34,7 @@ def claim(other, one):
 def test_a_verdict_follows_from_the_interval(other, one, verdict):
     found = claim(other, one)
     assert found.verdict == verdict
-    assert found.row()[5] == verdict and found.row()[2] == "40 c"
+    assert found.row()[-1] == f"[{verdict}](05_x)" and found.row()[1] == "40 c"
 
 
 def test_the_claims_are_read_from_the_records():
@@ -60,4 +60,5 @@ def test_the_chapter_that_a_claim_leads_to_shows_its_numbers():
 
 def test_the_table_leads_to_each_proof():
     text = claims.table()._repr_markdown_()
-    assert len(re.findall(r"\[\d+\]\(\d\d_\w+\)", text)) == 10
+    assert len(re.findall(r"\[[a-z ]+\]\(\d\d_\w+\)", text)) == 10
+    assert re.findall(r"(?m)^\| (\d)", text) == list("1112223334")
