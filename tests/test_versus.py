@@ -26,10 +26,26 @@ TINY = lineup.Profile(
 )
 
 BRIEF = replace(TINY, weak=8, cw=2, strong=2)
+FAST = [name for name in lineup.DEFENSES if name not in ("soap", "defense-gan", "diffpure")]
+
+
+@pytest.fixture(scope="module")
+def priced():
+    """What defenses cost is measured once for all tests, not by every comparison again."""
+    known, measured = versus.Prices, {}
+
+    def prices(lineup, models, profile, *few):
+        found = frozenset(models), str(profile)
+        if found not in measured:
+            measured[found] = known(lineup, models, profile, *few)
+        return measured[found]
+
+    return prices
 
 
 @pytest.fixture
-def make(tmp_path, monkeypatch):
+def make(tmp_path, monkeypatch, priced):
+    monkeypatch.setattr(versus, "Prices", priced)
     monkeypatch.setitem(lineup.WEAK, "PGD", attacks.bim)
     monkeypatch.setattr(
         attacks, "cw", lambda model, x, y, **searches: attacks.fgsm(model, x, y, eps=0.2)
@@ -43,7 +59,7 @@ def make(tmp_path, monkeypatch):
 
 
 def test_every_row_is_made_once_and_a_stopped_run_goes_on(make, tmp_path, monkeypatch):
-    first, asked = make(BRIEF), []
+    first, asked = make(BRIEF, FAST), []
     evaluated = versus.Comparison._evaluate
 
     def dies(self, name, eps):
@@ -56,7 +72,7 @@ def test_every_row_is_made_once_and_a_stopped_run_goes_on(make, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         first.run()
     begun = records.load("c", tmp_path)["rows"]
-    make(BRIEF).run()
+    make(BRIEF, FAST).run()
     rows = records.load("c", tmp_path)["rows"]
     assert begun.items() <= rows.items()
     assert len(asked) == len(first.models) + 1
@@ -66,10 +82,10 @@ def test_every_row_is_made_once_and_a_stopped_run_goes_on(make, tmp_path, monkey
     untrained = set(lineup.DEFENSES) - set(first.models)
     assert {text.split(" | ")[0] for text in left} == untrained
     before = (tmp_path / "c.json").read_bytes()
-    make(BRIEF).run()
+    make(BRIEF, FAST).run()
     assert (tmp_path / "c.json").read_bytes() == before
     with pytest.raises(ValueError, match=r"c\.json was made with another profile"):
-        make(replace(BRIEF, strong=5))
+        make(replace(BRIEF, strong=5), FAST)
 
 
 def test_a_row_says_what_a_direct_measurement_says(make, tmp_path):
