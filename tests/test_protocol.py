@@ -97,7 +97,7 @@ def test_the_hardened_network_raises_nothing_and_is_attacked_as_hard_as_by_art(
 ):
     # ART imports a fork of this module, for several processes; one is asked for here.
     monkeypatch.setitem(sys.modules, "multiprocess", multiprocessing)
-    eps, digits = 0.2, data.load("mnist", "validation").take(400 if whole else 100)
+    eps, digits = 0.2, data.load("mnist", "validation").take(400 if whole else 200)
     assert run(hardened, digits.take(50), eps=eps).findings == []
     # Theirs has five restarts of 100 steps and two losses: no match for the quick budget.
     ours = replace(BUDGETS["reference"], queries=5000 if whole else 200)
