@@ -97,7 +97,6 @@ def test_bim_is_as_strong_as_foolbox(norm, model, digits):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_pgd_is_as_strong_as_foolbox(norm, model, digits):
-    digits = digits.take(500)
     kind = {"linf": theirs.LinfPGD, "l2": theirs.L2PGD}[norm]
 
     def other(x, y, eps):

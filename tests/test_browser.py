@@ -109,6 +109,17 @@ def test_a_page_needs_no_network_says_no_error_and_describes_its_pictures(name, 
     assert weight <= (6_000_000 if slides else 2_000_000)
 
 
+def test_the_licences_of_what_is_served_come_along():
+    if not HTML.is_dir():
+        missing("the book is not built; run `make book` first")
+    for name in (
+        "mathjax/LICENSE",
+        "scripts/bootstrap.js.LICENSE.txt",
+        "scripts/fontawesome.js.LICENSE.txt",
+    ):
+        assert (HTML / "_static" / name).stat().st_size > 100, name
+
+
 SHOWN = "f => [...f.querySelectorAll('img')].filter(m => m.offsetHeight > 0).map(m => m.src)"
 
 

@@ -27,7 +27,7 @@ NOTEBOOKS = sorted(
     p.relative_to(ROOT / "book").as_posix() for p in (ROOT / "book").rglob("*.ipynb")
 )
 QUICK = (
-    "01_threat_models.ipynb",
+    "07_adaptive_attacks.ipynb",
     "09_against_other_defenses.ipynb",
     "12_guarantees.ipynb",
 )
