@@ -37,7 +37,7 @@ class Claim:
         images: what was measured on, with the attack's ε.
         other: outcomes of what it is held against, per image: bool or rates ``[N]``.
         one: outcomes of what the claim speaks of, on the same images.
-        chapter: file of its proof, without suffix.
+        chapter: file of the chapter that measures it, without suffix.
     """
 
     text: str
