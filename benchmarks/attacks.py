@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apudae import attacks, checkpoints, data
+from apudae import attacks, data, models
 
 STEPS = 40
 FLOORS = (64, 250, 1000)  # batch sizes
@@ -157,7 +157,7 @@ def main() -> None:
     print(head, flush=True)
 
     x, y = (part.to(device) for part in data.load("mnist", "validation").take(1000))
-    digits = checkpoints.load("mnist-cnn").to(device).eval()
+    digits = models.load("mnist-cnn").to(device).eval()
     compare("1,000 MNIST digits, ε = 0.1", contenders(digits, x, y, 0.1), rounds, device)
 
     torch.manual_seed(0)

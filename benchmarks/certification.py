@@ -16,8 +16,8 @@ import time
 
 import torch
 
-from apudae import checkpoints, data
-from apudae.certification import certify
+from apudae import data, models
+from apudae.evaluation import certify
 from apudae.purification import Defended, Direct
 
 SHARE, MINUTES = 0.9, 3  # wanted: of the floor's pace, and for 100 digits
@@ -34,8 +34,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     load = {"device": options.device}
-    dae = checkpoints.load("mnist-smoothing-0.5", **load)  # as the book certifies
-    model = Defended(checkpoints.load("mnist-cnn", **load), Direct(dae))
+    dae = models.load("mnist-smoothing-0.5", **load)  # as the book certifies
+    model = Defended(models.load("mnist-cnn", **load), Direct(dae))
     x = data.load("mnist", "validation").images[:1].to(options.device)
     noisy = x + 0.5 * torch.randn(BATCH, *x.shape[1:], device=options.device)
 

@@ -15,10 +15,10 @@ import warnings
 
 import torch
 
-from apudae import checkpoints, data
-from apudae.checks import AttackWarning
-from apudae.evaluation import evaluate
-from apudae.plan import BUDGETS, plan, seconds_per_pass
+from apudae import data, models
+from apudae.core.arguments import AttackWarning
+from apudae.evaluation import BUDGETS, evaluate, plan
+from apudae.evaluation.attackers import seconds_per_pass
 from apudae.purification import Adaptive, Defended
 
 EPS, STEPS, WANTED = 0.2, 10, 15 * 60
@@ -34,7 +34,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}")
     classifier, dae = (
-        checkpoints.load(name, device=options.device) for name in ("mnist-cnn", "mnist-dae")
+        models.load(name, device=options.device) for name in ("mnist-cnn", "mnist-dae")
     )
     x, y = (part.to(options.device) for part in data.load("mnist", "validation").take(options.n))
     model = Defended(classifier, Adaptive(dae, steps=STEPS, step_size=0.05))

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from apudae import attacks, data, models
-from apudae.cost import Meter
+from apudae.evaluation.cost import Meter
+from apudae.models import networks
 from apudae.purification import Adaptive, Defended
 
 STEPS, SIZE = 13, 2 / 255
@@ -62,7 +63,7 @@ def speed(dae: nn.Module, x: Tensor, rounds: int) -> None:
 
 def memory(dae: nn.Module, x: Tensor) -> None:
     """The peak of the full gradient."""
-    classifier = models.efficientnet_lite0().to(x.device).eval().requires_grad_(False)
+    classifier = networks.efficientnet_lite0().to(x.device).eval().requires_grad_(False)
     model = Defended(classifier, Adaptive(dae, steps=STEPS, step_size=SIZE))
     with torch.no_grad():
         y = classifier(x).argmax(1)

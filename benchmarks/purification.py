@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from apudae import attacks, checkpoints, data, models, training
-from apudae.evaluation import accuracy, outcomes, paired_difference
+from apudae import attacks, data, models, training
+from apudae.core.scores import accuracy, outcomes, paired_difference
 from apudae.purification import Adaptive, Defended, calibrate, reconstruction_error
 
 RUNS = Path(__file__).parents[1] / "runs"
@@ -140,7 +140,7 @@ def unrolled(dae: nn.Module, z: Tensor, steps: int) -> Tensor:
 
 def full_gradient(kind: str, steps: int, device: str, rounds: int) -> None:
     """Time both ways in turns, or, for one of them, print its peak in KiB."""
-    dae = checkpoints.load("mnist-dae", device=device)
+    dae = models.load("mnist-dae", device=device)
     z = data.load("mnist", "train").images[:256].to(device).requires_grad_(True)
 
     def ours(dae: nn.Module, z: Tensor, steps: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from apudae import models, training
+from apudae.core import processes
 
 Task = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 BATCH = 64
@@ -88,7 +89,9 @@ def main() -> None:
     device, rounds = options.device, 2 if options.quick else 5
     gpu = device == "cuda"
     name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
-    precision = str(training.precision_of(device)).removeprefix("torch.").replace("None", "float32")
+    precision = (
+        str(processes.precision_of(device)).removeprefix("torch.").replace("None", "float32")
+    )
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads, {precision}")
     wanted = 4.0 if gpu else 1.5
     generator = torch.Generator().manual_seed(0)

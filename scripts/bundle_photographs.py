@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import skimage
 
-from apudae.image_files import read_image
+from apudae.data import read_image
 
 PHOTOGRAPHS = {"chelsea.png": 282, "coffee.png": 967}  # ImageNet's tiger cat and espresso
 OUT = Path(__file__).parents[1] / "apudae" / "samples" / "photographs.npz"

@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from status import write
 
-from apudae import records
+from apudae.core import record
 
 LIMIT = 1_000_000  # bytes of one notebook
 ENVIRONMENT = {"APUDAE_PROFILE": "quick", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
@@ -35,7 +35,7 @@ def execute(path: Path) -> None:
             notebook, timeout=600, resources={"metadata": {"path": empty}}, coalesce_streams=True
         ).execute()
     seconds = round(time.perf_counter() - start)
-    told = {"apudae": {"seconds": seconds, **records.provenance("cpu")}}  # for the status page
+    told = {"apudae": {"seconds": seconds, **record.provenance("cpu")}}  # for the status page
     notebook.metadata = nbformat.from_dict(METADATA | told)
     for k, cell in enumerate(notebook.cells):
         cell.id = f"cell-{k}"

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from apudae import attacks, checkpoints, data, plots, records
+from apudae import attacks, data, models, plots
+from apudae.core import record
 from apudae.purification import Adaptive
 
 OUT = Path(__file__).parents[1] / "book" / "assets" / "first_look.png"
@@ -10,9 +11,9 @@ EPS = 0.2
 
 
 def main() -> None:
-    chosen = records.load("mnist_selection")["chosen"]
+    chosen = record.load("mnist_selection")["chosen"]
     x, y = data.load("mnist", "test").take(8)  # the first eight, not the prettiest eight
-    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     purifier = Adaptive(dae, steps=chosen["steps"], step_size=chosen["step_size"])
     attacked = attacks.pgd(classifier, x, y, eps=EPS)
     rows = {"clean": x, "attacked": attacked, "purified": purifier(attacked)}

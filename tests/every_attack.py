@@ -3,7 +3,7 @@
 from functools import partial
 
 from apudae import attacks
-from apudae.norms import NORMS
+from apudae.core.norms import NORMS
 
 ATTACKS = {
     "noise": attacks.noise,

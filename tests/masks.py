@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from apudae.norms import uniforms
-from apudae.reconstruction import reconstruction_error
+from apudae.core.norms import uniforms
+from apudae.purification import reconstruction_error
 
 
 class Quantise(nn.Module):

@@ -12,8 +12,8 @@ from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
 from art.estimators.classification import PyTorchClassifier
 from foolbox import attacks as theirs
 
-from apudae import attacks, checkpoints, data
-from apudae.norms import length
+from apudae import attacks, data, models
+from apudae.core.norms import length
 
 NORMS = ("linf", "l2")
 EPSILONS = {"linf": (0.05, 0.1, 0.15), "l2": (1.0, 1.5, 2.0)}
@@ -22,7 +22,7 @@ ORDER = {"linf": np.inf, "l2": 2}
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoints.load("mnist-cnn")
+    return models.load("mnist-cnn")
 
 
 @pytest.fixture(scope="module")

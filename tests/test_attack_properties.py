@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from apudae.norms import NORMS, length
+from apudae.core.norms import NORMS, length
 
 DTYPES = (torch.float32, torch.float64)
 MODELS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -7,9 +7,10 @@ from every_attack import ATTACKS, BOTH, RANDOM, call
 from torch import nn
 from torch.nn import functional as F
 
-from apudae import attacks, checkpoints, data, models
-from apudae.checks import AttackWarning
-from apudae.norms import NORMS, length
+from apudae import attacks, data, models
+from apudae.core import norms
+from apudae.core.arguments import AttackWarning
+from apudae.core.norms import NORMS, length
 
 
 def lambda_module(function):
@@ -171,7 +172,7 @@ def test_stopping_early_at_a_large_epsilon_asks_far_less():
     x, y = data.load("mnist", "validation").take(100)
     seen = []
     for early in (False, True):
-        model = Counting(checkpoints.load("mnist-cnn"))
+        model = Counting(models.load("mnist-cnn"))
         attacks.pgd(model, x, y, eps=0.3, steps=40, early_stop=early)
         seen.append(model.seen)
     assert seen[0] == 100 * 41
@@ -208,7 +209,7 @@ def test_targeted_attacks_move_towards_the_target(name, linear, generator):
 def test_project_is_the_nearest_point(generator):
     x, _ = batch(generator, n=8)
     z = x + torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    nearest = attacks.project(z, x, 0.2)
+    nearest = norms.project(z, x, 0.2)
     for shift in (1e-3, -1e-3):  # moving any pixel towards z would leave the box
         towards = (nearest + shift * (z - nearest).sign()).clamp(0, 1)
         inside = (towards - x).abs() <= 0.2
@@ -232,7 +233,7 @@ def test_nothing_of_the_model_is_changed(generator):
         assert torch.equal(p.grad, grad)
 
 
-@pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
+@pytest.mark.filterwarnings("ignore::apudae.core.arguments.AttackWarning")
 def test_batch_norm_and_dropout_are_left_alone_also_in_training_mode(generator):
     model = nn.Sequential(
         nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 3)
@@ -289,7 +290,7 @@ def test_every_image_is_attacked_on_its_own(name, norm, linear, generator):
 def test_half_precision_models_are_attacked_as_well(name, generator):
     """bf16 keeps 8 bits: the images differ, the strength hardly does."""
     x, y = data.load("mnist", "validation").take(100)
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     eps, norm = (1.5, "l2") if name in ("cw", "deepfool") else (0.1, "linf")
     standing = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -350,13 +351,13 @@ def digits():
 
 
 def standing(x_adv, y):
-    return (checkpoints.load("mnist-cnn")(x_adv).argmax(1) == y).float().mean().item()
+    return (models.load("mnist-cnn")(x_adv).argmax(1) == y).float().mean().item()
 
 
 @pytest.mark.parametrize(("norm", "eps", "huge"), [("linf", 0.1, 0.3), ("l2", 1.5, 5.0)])
 def test_strength_on_the_shipped_classifier_is_in_the_right_order(norm, eps, huge, digits):
     x, y = digits
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     clean, few = standing(x, y), {"eps": eps, "norm": norm}
     scores = {name: standing(call(name, model, x, y, **few), y) for name in ("noise", "fgsm")}
     scores |= {
@@ -373,7 +374,7 @@ def test_strength_on_the_shipped_classifier_is_in_the_right_order(norm, eps, hug
 def test_pgd_raises_the_loss_beyond_fgsm(digits):
     """At an ε at which few fall, so that early stopping hides nothing."""
     x, y = digits
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     attacked = (attack(model, x, y, eps=0.02) for attack in (attacks.fgsm, attacks.pgd))
     losses = [F.cross_entropy(model(z), y) for z in attacked]
     assert losses[1] > losses[0]
@@ -382,7 +383,7 @@ def test_pgd_raises_the_loss_beyond_fgsm(digits):
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_epsilon_steps_and_restarts_never_leave_more_standing(norm, digits):
     x, y = digits
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     unit = 0.1 if norm == "linf" else 1.5
     attack = partial(attacks.pgd, model, x, y, norm=norm, early_stop=True)
     slack = 0.02  # four images of 200: one run and one random start

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-from apudae import attacks, baselines, checkpoints, data, diffusion, models, soap, training
 from apudae.networks import Generator, SharedAutoencoder
 from apudae.plan import BUDGETS, plan
 from apudae.projection import DefenseGAN, from_attacked, train_gan
-from apudae.purification import Adaptive, Defended, Direct
 from apudae.reconstruction import reconstruction_error
+from torch import nn
+
+from apudae import attacks, baselines, checkpoints, data, diffusion, models, soap, training
+from apudae.purification import Adaptive, Defended, Direct
 
 
 class Smooth(nn.Module):

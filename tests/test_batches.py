@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from apudae import batches, image_files
+from apudae import data, image_files, training
+from apudae.training import batches
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def numbers(generator):
 def test_a_set_in_memory_gives_every_image_once_with_its_label(dtype, numbers):
     x, y = numbers
     x = x if dtype == torch.uint8 else x.float() / 255
-    source = batches.InMemory(x, y, batch_size=16, seed=3)
+    source = training.InMemory(x, y, batch_size=16, seed=3)
     orders = []
     for epoch in (0, 1, 0):
         parts = list(source.epoch(epoch))
@@ -85,9 +86,9 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_is_streamed_once_per_epoch_in_any_number_of_workers(workers, folder):
-    listing = image_files.list_folder(folder)
+    listing = data.list_folder(folder)
     assert listing.labels == [0] * 5 + [1] * 5
-    source = batches.Streamed(listing, size=16, batch_size=4, workers=workers, seed=1)
+    source = training.Streamed(listing, size=16, batch_size=4, workers=workers, seed=1)
     seen = []
     for images, labels, share in source.epoch(0):
         assert images.shape[1:] == (3, 16, 16)
@@ -102,18 +103,18 @@ def test_random_crops_follow_from_the_epoch_and_not_from_the_workers(tmp_path, g
     for k in range(3):
         pixels = torch.randint(256, (60, 60, 3), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{k:04d}_x.png")
-    listing = image_files.list_folder(tmp_path)
+    listing = data.list_folder(tmp_path)
     assert listing.labels == [0, 1, 2]
     runs = []
     for workers, epoch in ((0, 0), (2, 0), (0, 1)):
-        source = batches.Streamed(listing, size=28, batch_size=3, workers=workers)
+        source = training.Streamed(listing, size=28, batch_size=3, workers=workers)
         x, y, _ = next(iter(source.epoch(epoch)))
         runs.append(x[y.argsort()])
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
-    centre = batches.Streamed(listing, size=28, crop="centre", batch_size=3, workers=0)
+    centre = training.Streamed(listing, size=28, crop="centre", batch_size=3, workers=0)
     x, y, _ = next(iter(centre.epoch(0)))
-    whole = image_files.read_image(listing.files[0], 28)
+    whole = data.read_image(listing.files[0], 28)
     assert whole.shape == (3, 32, 32)
     expected = whole[:, 2:30, 2:30].float() / 255
     assert torch.equal(x[y.argsort()][0], expected)
@@ -121,28 +122,26 @@ def test_random_crops_follow_from_the_epoch_and_not_from_the_workers(tmp_path, g
 
 def test_bad_folders_and_images_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="gone is not a folder"):
-        image_files.list_folder(tmp_path / "gone")
+        data.list_folder(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no images"):
-        image_files.list_folder(tmp_path / "empty")
+        data.list_folder(tmp_path / "empty")
     broken = folder / "n01" / "2.png"
     broken.write_bytes(broken.read_bytes()[:30])
     for workers in (0, 1):
-        source = batches.Streamed(
-            image_files.list_folder(folder), size=16, batch_size=4, workers=workers
-        )
+        source = training.Streamed(data.list_folder(folder), size=16, batch_size=4, workers=workers)
         with pytest.raises(RuntimeError, match=r"2\.png cannot be read as an image"):
             list(source.epoch(0))
 
 
 def test_bad_options_are_named(folder, numbers):
-    listing = image_files.list_folder(folder)
+    listing = data.list_folder(folder)
     with pytest.raises(ValueError, match="crop: expected 'random' or 'centre', got 'top'"):
-        batches.Streamed(listing, crop="top")
+        training.Streamed(listing, crop="top")
     with pytest.raises(ValueError, match="batch_size: expected an integer >= 1"):
-        batches.InMemory(*numbers, batch_size=0)
+        training.InMemory(*numbers, batch_size=0)
     with pytest.raises(ValueError, match="labels: expected 50 labels"):
-        batches.InMemory(numbers[0], numbers[1][1:], batch_size=5)
+        training.InMemory(numbers[0], numbers[1][1:], batch_size=5)
 
 
 def test_imagenette_keeps_imagenets_class_indices(tmp_path):
@@ -159,5 +158,5 @@ def test_imagenette_keeps_imagenets_class_indices(tmp_path):
         assert listing.labels == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
         greys = [Image.open(file).getpixel((0, 0))[0] for file in listing.files]
         assert np.abs(np.array(greys) - np.arange(10)).max() <= 1
-    source = batches.Streamed(listing, size=16, batch_size=10, workers=0)
+    source = training.Streamed(listing, size=16, batch_size=10, workers=0)
     assert next(iter(source.epoch(0)))[0].shape == (10, 3, 16, 16)

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import binom, norm
 from torch import nn
 
-from apudae import attacks, certification, checkpoints, data
-from apudae.certification import ABSTAINED, Certificates, Smoothed, certify, lower_bound, votes
-from apudae.checks import AttackWarning
+from apudae import attacks, certification, data, evaluation, models
+from apudae.core.arguments import AttackWarning
+from apudae.evaluation import ABSTAINED, Certificates, Smoothed, certify, lower_bound, votes
 from apudae.purification import Defended, Direct
 
 ALPHA = 0.05
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     x, path = torch.rand(5, 1, 1, 2), tmp_path / "c.json"
     options = {"sigma": 0.3, "n": 200, "alpha": ALPHA, "noise_trained": True}
     whole = certify(Half(0.1), x, **options)
-    asked, cast = [], certification.votes
+    asked, cast = [], evaluation.votes
 
     def dies(model, image, key, *rest, **more):
         asked.append(key)
@@ -155,7 +155,7 @@ def test_accuracy_falls_with_the_radius():
 
 @pytest.fixture(scope="module")
 def base():
-    return Defended(checkpoints.load("mnist-cnn"), Direct(checkpoints.load("mnist-dae")))
+    return Defended(models.load("mnist-cnn"), Direct(models.load("mnist-dae")))
 
 
 def test_no_certified_digit_falls_inside_its_radius(base):

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
+from apudae.certification import certify
 
 from apudae import certified, checkpoints, data, experiments, recipes, records
-from apudae.certification import certify
 
 
 @pytest.fixture

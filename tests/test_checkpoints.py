@@ -5,21 +5,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from apudae import checkpoints, data, evaluation, image_files, imagenet, models
+from apudae import data, models
+from apudae.core import files, scores
+from apudae.experiments import imagenet
 
 
 def test_the_shipped_weights_are_listed_verified_and_small():
-    assert {"mnist-cnn", "mnist-dae"} <= set(checkpoints.names())
-    for name in checkpoints.names():
-        checkpoints.load(name)
-    total = sum(path.stat().st_size for path in checkpoints.WEIGHTS.iterdir())
+    assert {"mnist-cnn", "mnist-dae"} <= set(models.names())
+    for name in models.names():
+        models.load(name)
+    total = sum(path.stat().st_size for path in models.WEIGHTS.iterdir())
     assert total <= 15e6
-    named = {checkpoints.about(name)["file"] for name in checkpoints.names()}
-    assert {path.name for path in checkpoints.WEIGHTS.glob("*.safetensors")} == named
+    named = {models.about(name)["file"] for name in models.names()}
+    assert {path.name for path in models.WEIGHTS.glob("*.safetensors")} == named
 
 
 def test_loaded_models_are_frozen_and_in_evaluation_mode():
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -27,8 +29,8 @@ def test_loaded_models_are_frozen_and_in_evaluation_mode():
 
 def test_the_classifier_is_as_good_as_its_manifest_says(full_data):
     test = data.load("mnist", "test", profile="full", root=full_data)
-    measured = checkpoints.about("mnist-cnn")["measured"]
-    found = evaluation.accuracy(checkpoints.load("mnist-cnn"), *test)
+    measured = models.about("mnist-cnn")["measured"]
+    found = scores.accuracy(models.load("mnist-cnn"), *test)
     assert found.n == measured["n"] == 10_000
     assert abs(found.correct - measured["correct"]) <= 3  # another processor rounds differently
     assert found.percent >= 99.0
@@ -36,7 +38,7 @@ def test_the_classifier_is_as_good_as_its_manifest_says(full_data):
 
 def test_save_and_load_are_inverse_up_to_half_precision(tmp_path):
     model = models.build("mnist-dae", latent=5, seed=3)
-    checkpoints.save(
+    models.save(
         "mine",
         model,
         architecture="mnist-dae",
@@ -44,61 +46,57 @@ def test_save_and_load_are_inverse_up_to_half_precision(tmp_path):
         about={"note": "é"},
         folder=tmp_path,
     )
-    again = checkpoints.load("mine", tmp_path)
+    again = models.load("mine", tmp_path)
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value.half().float())
-    assert checkpoints.about("mine", tmp_path)["note"] == "é"
+    assert models.about("mine", tmp_path)["note"] == "é"
     assert len(list(tmp_path.iterdir())) == 2  # the manifest and one file
-    checkpoints.save("mine", models.build("mnist-cnn"), architecture="mnist-cnn", folder=tmp_path)
+    models.save("mine", models.build("mnist-cnn"), architecture="mnist-cnn", folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # the old file is gone
-    assert checkpoints.load("mine", str(tmp_path))(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+    assert models.load("mine", str(tmp_path))(torch.rand(1, 1, 28, 28)).shape == (1, 10)
     exact = tmp_path / "exact"
-    checkpoints.save("mine", model, architecture="mnist-dae", folder=exact, dtype=torch.float32)
+    models.save("mine", model, architecture="mnist-dae", folder=exact, dtype=torch.float32)
     assert torch.equal(
-        load_file(exact / checkpoints.about("mine", exact)["file"])["encoder.0.bias"],
+        load_file(exact / models.about("mine", exact)["file"])["encoder.0.bias"],
         model.state_dict()["encoder.0.bias"],
     )
 
 
 def test_an_unknown_checkpoint_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown checkpoint 'x' .* known: .*mnist-cnn"):
-        checkpoints.load("x")
+        models.load("x")
 
 
 def test_a_damaged_file_is_named_with_both_sums(tmp_path):
-    path = checkpoints.save(
-        "m", models.build("mnist-cnn"), architecture="mnist-cnn", folder=tmp_path
-    )
+    path = models.save("m", models.build("mnist-cnn"), architecture="mnist-cnn", folder=tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(RuntimeError) as error:
-        checkpoints.load("m", tmp_path)
+        models.load("m", tmp_path)
     for part in (
         str(path),
         hashlib.sha256(content).hexdigest(),
-        checkpoints.about("m", tmp_path)["sha256"],
+        models.about("m", tmp_path)["sha256"],
     ):
         assert part in str(error.value)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"m-\w+\.safetensors is missing"):
-        checkpoints.load("m", tmp_path)
+        models.load("m", tmp_path)
 
 
 def test_another_architecture_is_refused_by_its_first_differing_entry(tmp_path):
-    checkpoints.save(
-        "m", models.build("mnist-cnn", width=8), architecture="mnist-cnn", folder=tmp_path
-    )
+    models.save("m", models.build("mnist-cnn", width=8), architecture="mnist-cnn", folder=tmp_path)
     with pytest.raises(ValueError, match=r"net\.1\.bias is \[8\] in the file, \[32\] in the model"):
-        checkpoints.load("m", tmp_path)
+        models.load("m", tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
-    checkpoints.write_aside(path, b"old")
+    files.write_aside(path, b"old")
     monkeypatch.setattr("pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        checkpoints.write_aside(path, b"new")
+        files.write_aside(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -107,8 +105,8 @@ TRAINED_ON = {"mnist": 58_000, "cifar10": 45_000, "imagenet": 16 * 260}  # crops
 
 
 def test_the_manifest_says_how_each_was_trained():
-    for name in checkpoints.names():
-        entry = json.loads(json.dumps(checkpoints.about(name)))
+    for name in models.names():
+        entry = json.loads(json.dumps(models.about(name)))
         training = entry["training"]
         assert training.get("epochs", training.get("steps", 0)) >= 1  # a GAN counts in steps
         assert entry["data"]["n"] == TRAINED_ON[name.split("-")[0]]
@@ -118,29 +116,29 @@ def test_the_manifest_says_how_each_was_trained():
 def test_the_shipped_weights_saw_the_training_split_alone(full_data):
     """Its hash is in the manifest; that it holds no held-out digit is tested with the data."""
     train = data.load("mnist", "train", profile="full", root=full_data)
-    expected = {"mnist": data.fingerprint(train.images)}
+    expected = {"mnist": files.fingerprint(train.images)}
     try:
         train = data.load("cifar10-jpeg", "train", root=full_data, dtype=torch.uint8)
-        expected["cifar10"] = data.fingerprint(train.images)
-        parts = imagenet.divide(image_files.list_imagenet(full_data / imagenet.FOLDER))
-        expected["imagenet"] = data.fingerprint(imagenet.crops(parts["train"]))
+        expected["cifar10"] = files.fingerprint(train.images)
+        parts = imagenet.divide(data.list_imagenet(full_data / imagenet.FOLDER))
+        expected["imagenet"] = files.fingerprint(imagenet.crops(parts["train"]))
     except FileNotFoundError:
         pass  # only MNIST is at hand
-    for name in checkpoints.names():
+    for name in models.names():
         kind = name.split("-")[0]
         if kind in expected:
-            assert checkpoints.about(name)["data"]["sha256"] == expected[kind], name
+            assert models.about(name)["data"]["sha256"] == expected[kind], name
 
 
 def test_a_damaged_manifest_and_an_unknown_architecture_are_named(tmp_path):
     with pytest.raises(ValueError, match="unknown architecture 'x'; known: mnist-cnn"):
-        checkpoints.save("m", models.build("mnist-cnn"), architecture="x", folder=tmp_path)
+        models.save("m", models.build("mnist-cnn"), architecture="x", folder=tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(RuntimeError, match=r"manifest\.json is damaged"):
-        checkpoints.load("m", tmp_path)
+        models.load("m", tmp_path)
 
 
 def test_a_note_cannot_replace_the_checksum(tmp_path):
     model = models.build("mnist-cnn")
-    checkpoints.save("m", model, architecture="mnist-cnn", about={"sha256": "0"}, folder=tmp_path)
-    checkpoints.load("m", tmp_path)
+    models.save("m", model, architecture="mnist-cnn", about={"sha256": "0"}, folder=tmp_path)
+    models.load("m", tmp_path)

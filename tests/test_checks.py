@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from apudae import checks
+from apudae.core import arguments
 
 GOOD = torch.rand(2, 1, 4, 4)
 
@@ -19,13 +19,13 @@ GOOD = torch.rand(2, 1, 4, 4)
 )
 def test_bad_images_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
-        checks.check_images(x)
+        arguments.check_images(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_good_images_pass(dtype):
-    checks.check_images(GOOD.to(dtype))
-    checks.check_images(torch.empty(0, 3, 8, 8, dtype=dtype))
+    arguments.check_images(GOOD.to(dtype))
+    arguments.check_images(torch.empty(0, 3, 8, 8, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,17 @@ def test_good_images_pass(dtype):
 )
 def test_bad_labels_are_refused(y, message):
     with pytest.raises(ValueError, match=message):
-        checks.check_labels(y, 2, classes=10)
+        arguments.check_labels(y, 2, classes=10)
 
 
 def test_numbers_and_counts():
-    checks.check_number(0.0, "eps")
-    checks.check_count(1, "steps")
+    arguments.check_number(0.0, "eps")
+    arguments.check_count(1, "steps")
     for bad in (-0.1, float("nan"), float("inf"), "0.1"):
         with pytest.raises(ValueError, match="eps: expected a finite number >= 0"):
-            checks.check_number(bad, "eps")
+            arguments.check_number(bad, "eps")
     with pytest.raises(ValueError, match="lr: expected a finite number > 0, got 0"):
-        checks.check_number(0, "lr", exclusive=True)
+        arguments.check_number(0, "lr", exclusive=True)
     for bad in (0, 1.5, True):
         with pytest.raises(ValueError, match="steps: expected an integer >= 1"):
-            checks.check_count(bad, "steps")
+            arguments.check_count(bad, "steps")

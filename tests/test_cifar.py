@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from apudae.plan import Budget
+from apudae.variants import PRESETS
 
 from apudae import (
     authors,
@@ -22,8 +24,6 @@ from apudae import (
     tuning,
     versus,
 )
-from apudae.plan import Budget
-from apudae.variants import PRESETS
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 

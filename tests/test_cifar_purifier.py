@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-
-from apudae import certified, checkpoints, cifar_purifier, data, experiments, records, scores
 from apudae.certification import certify
 from apudae.plan import Budget
-from apudae.purification import Defended, Direct
 from apudae.recipes import Recipe
 from apudae.report import Report
+
+from apudae import certified, checkpoints, cifar_purifier, data, experiments, records, scores
+from apudae.purification import Defended, Direct
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 SMALL = Budget(

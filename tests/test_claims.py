@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from apudae.standings import Standings
 
 from apudae import claims, robustness
-from apudae.standings import Standings
 
 BOOK = Path(__file__).parents[1] / "book"
 

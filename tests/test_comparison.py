@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from apudae.variants import PRESETS
 
 from apudae import attacks, checkpoints, comparison, data, evaluation, records
 from apudae.purification import Calibration, Defended, calibrate
-from apudae.variants import PRESETS
 
 
 @pytest.fixture(scope="module")

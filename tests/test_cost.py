@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from apudae.cost import Meter
+from apudae.evaluation.cost import Meter
 
 
 class Holds(nn.Module):

@@ -6,12 +6,10 @@ import pytest
 import torch
 from every_attack import BOTH, RANDOM, call
 
-from apudae import attacks, checkpoints, data
-from apudae.evaluation import evaluate
-from apudae.norms import length
-from apudae.plan import Budget
-from apudae.purification import Adaptive, Defended, Direct, calibrate
-from apudae.variants import PRESETS
+from apudae import attacks, data, models
+from apudae.core.norms import length
+from apudae.evaluation import Budget, evaluate
+from apudae.purification import PRESETS, Adaptive, Defended, Direct, calibrate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not asked for")
 
@@ -25,7 +23,7 @@ def digits():
 @pytest.mark.parametrize(("name", "norm"), BOTH)
 def test_attacks_run_where_the_images_are(name, norm, dtype, digits):
     x, y = (part.cuda() for part in digits)
-    model = checkpoints.load("mnist-cnn").to("cuda", dtype)
+    model = models.load("mnist-cnn").to("cuda", dtype)
     eps = 0.1 if norm == "linf" else 1.5
     made = [
         call(
@@ -45,7 +43,7 @@ def test_attacks_run_where_the_images_are(name, norm, dtype, digits):
 def test_the_suite_leaves_as_many_as_on_the_cpu(norm, eps, digits):
     left = []
     for device in ("cpu", "cuda"):
-        model = checkpoints.load("mnist-cnn").to(device)
+        model = models.load("mnist-cnn").to(device)
         x, y = (part.to(device) for part in digits)
         left.append(int(attacks.suite(model, x, y, eps=eps, norm=norm).standing.sum()))
     assert abs(left[0] - left[1]) <= 2
@@ -56,7 +54,7 @@ def test_purifiers_do_as_on_the_cpu(name, digits):
     """Images, gradient and noise, in float64."""
     found = []
     for device in ("cpu", "cuda"):
-        dae = checkpoints.load("mnist-dae").to(device, torch.float64)
+        dae = models.load("mnist-dae").to(device, torch.float64)
         x = digits.images[:8].to(device, torch.float64).requires_grad_(True)
         if name == "direct":
             purifier = Direct(dae, noise=0.1)
@@ -77,7 +75,7 @@ def test_the_protocol_runs_where_the_images_are(noise, digits, tmp_path):
     small = Budget(pgd=5, apgd=5, queries=20, draws=2, weights=(0.1,), curve=5, scoring=3)
     found = []
     for device in ("cpu", "cuda"):
-        dae, classifier = (checkpoints.load(k).to(device) for k in ("mnist-dae", "mnist-cnn"))
+        dae, classifier = (models.load(k).to(device) for k in ("mnist-dae", "mnist-cnn"))
         model = Defended(classifier, Direct(dae, noise=noise))
         x, y = (part[:20].to(device) for part in digits)
         options = {"eps": 0.3, "budget": small, "progress": False, "record": tmp_path / device}

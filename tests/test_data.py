@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from apudae import data, models
+from apudae import data
+from apudae.core import files
+from apudae.data import sets
+from apudae.models import networks
 
 
 def hashes(images):
@@ -99,20 +102,20 @@ def test_unknown_names_list_the_known_ones(arguments, message):
 
 
 def test_a_damaged_sample_is_named_with_both_sums(tmp_path, monkeypatch):
-    content = bytearray(data.SAMPLE.read_bytes())
+    content = bytearray(sets.SAMPLE.read_bytes())
     content[5000] ^= 1
     damaged = tmp_path / "mnist_5k.npz"
     damaged.write_bytes(content)
     monkeypatch.setattr(data, "SAMPLE", damaged)
     with pytest.raises(RuntimeError) as error:
         data.load("mnist", "test")
-    for part in (str(damaged), hashlib.sha256(content).hexdigest(), data.SHA256[damaged.name]):
+    for part in (str(damaged), hashlib.sha256(content).hexdigest(), sets.SHA256[damaged.name]):
         assert part in str(error.value)
 
 
 def test_a_missing_sample_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "SAMPLE", tmp_path / "gone.npz")
-    monkeypatch.setitem(data.SHA256, "gone.npz", "0")
+    monkeypatch.setitem(sets.SHA256, "gone.npz", "0")
     with pytest.raises(FileNotFoundError, match=r"gone\.npz is missing"):
         data.load("mnist", "test")
 
@@ -159,7 +162,7 @@ def test_a_download_is_moved_into_place_when_complete(tmp_path, monkeypatch):
     def fake(root, download):
         raw = root / "MNIST" / "raw"
         raw.mkdir(parents=True)
-        for name in data.SHA256:
+        for name in sets.SHA256:
             (raw / name).write_bytes(b"x")
         (raw / "train-images-idx3-ubyte.gz").write_bytes(b"x")
 
@@ -182,7 +185,7 @@ def test_several_processes_download_once(tmp_path):
         (aside / "SET").mkdir()
 
     def fetch(_):
-        return data._download(slow, "SET", cache, (cache / "SET").is_dir)
+        return sets._download(slow, "SET", cache, (cache / "SET").is_dir)
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(fetch, range(3))) == [cache] * 3
@@ -211,7 +214,7 @@ def test_the_jpeg_copy_is_split_without_overlap(jpeg_copy):
     # CIFAR-10 holds a few images twice in its own training set.
     assert len(seen["train"] & seen["validation"]) < 10
     mean = jpeg_copy["train"].images.float().mean((0, 2, 3)) / 255
-    assert (mean - torch.tensor(models.CIFAR10[0])).abs().max() < 0.01
+    assert (mean - torch.tensor(networks.CIFAR10[0])).abs().max() < 0.01
 
 
 def test_the_jpeg_copy_is_named_as_such():
@@ -275,7 +278,7 @@ def test_eight_bit_pixels_are_the_same_images():
     whole, small = (data.load("mnist", dtype=d) for d in (torch.float32, torch.uint8))
     assert small.images.dtype == torch.uint8
     assert torch.equal(small.images.float() / 255, whole.images)
-    assert data.fingerprint(small.images) == data.fingerprint(whole.images)
+    assert files.fingerprint(small.images) == files.fingerprint(whole.images)
     with pytest.raises(ValueError, match=r"dtype: expected torch\.float32 or torch\.uint8"):
         data.load("mnist", dtype=torch.float16)
 

@@ -8,16 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from apudae.descent import (
-    OBJECTIVES,
-    STEPPERS,
-    Adam,
-    Descent,
-    FrozenConvolutions,
-    Normalised,
-    Sign,
-    Stepper,
-)
+from apudae.purification import OBJECTIVES, STEPPERS, Adam, Descent, Normalised, Sign, Stepper
+from apudae.purification.steps import FrozenConvolutions
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
-from apudae import drawings
-from apudae.scores import Accuracy
+from apudae import plots
+from apudae.core.scores import Accuracy
 
 
 def is_png(picture):
@@ -13,7 +13,7 @@ def test_rungs_stand_in_their_order_one_mark_per_defense():
         "a": {"first": Accuracy(9, 10), "second": Accuracy(5, 10)},
         "b": {"first": Accuracy(8, 10), "third": Accuracy(0, 10)},
     }
-    figure = drawings.rungs(groups)
+    figure = plots.rungs(groups)
     (ax,) = figure.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second", "third"]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
@@ -22,7 +22,7 @@ def test_rungs_stand_in_their_order_one_mark_per_defense():
 
 @pytest.mark.parametrize(("at", "back", "held"), [(2, False, 3), (2, True, 2), (5, True, 5)])
 def test_a_checkpoint_frame_fills_what_is_held(at, back, held):
-    figure = drawings.checkpoints(5, at, back=back)
+    figure = plots.checkpoints(5, at, back=back)
     (ax,) = figure.axes
     filled = [box for box in ax.patches if box.get_facecolor() != (1.0, 1.0, 1.0, 1.0)]
     assert len([box for box in filled if type(box).__name__ == "FancyBboxPatch"]) == held
@@ -32,13 +32,13 @@ def test_a_checkpoint_frame_fills_what_is_held(at, back, held):
 
 
 def test_lines_share_an_axis():
-    figure = drawings.against([0, 1], {"a": [0, 1], "b": [1, 0]}, xlabel="x", ylabel="y")
+    figure = plots.against([0, 1], {"a": [0, 1], "b": [1, 0]}, xlabel="x", ylabel="y")
     assert len(figure.axes[0].lines) == 3 and is_png(figure)
 
 
 def test_bars_show_every_value_with_its_sign_in_the_place_of_its_name():
     groups = {"a": {"x": 1.0, "y": -2.0}, "b": {"y": 3.0}}
-    (ax,) = drawings.bars(groups, xlabel="margin").axes
+    (ax,) = plots.bars(groups, xlabel="margin").axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["x", "y"]
     drawn = [(bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in ax.patches]
     assert drawn == [(1.0, 0), (-2.0, 1), (3.0, 1)]
@@ -51,7 +51,7 @@ def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
         "b": (1.1, Accuracy(0, 100)),
         "c": (50.0, Accuracy(90, 100)),
     }
-    (ax,) = drawings.scatter(points, xlabel="cost").axes
+    (ax,) = plots.scatter(points, xlabel="cost").axes
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in marks}
     assert drawn == {(cost, worst.percent) for cost, worst in points.values()}
@@ -66,7 +66,7 @@ def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
 @pytest.mark.parametrize(("shift", "left"), [(0.0, "90 %"), (0.6408, "50 %"), (1.5, "4 %")])
 def test_at_its_radius_the_vote_is_even(shift, left):
     """σ Φ⁻¹(0.9) = 0.5 · 1.2816; beyond it the class loses."""
-    figure = drawings.shifted(0.5, 0.9, shift)
+    figure = plots.shifted(0.5, 0.9, shift)
     (ax,) = figure.axes
     words = [text.get_text() for text in ax.texts]
     assert words[-1] == left
@@ -77,7 +77,7 @@ def test_at_its_radius_the_vote_is_even(shift, left):
 
 def test_certified_curves_have_attacks_beside_them():
     lines = {"a": ([0.0, 1.0], [90.0, 40.0])}
-    figure = drawings.certified(lines, {"a": {0.5: Accuracy(8, 10)}})
+    figure = plots.certified(lines, {"a": {0.5: Accuracy(8, 10)}})
     (ax,) = figure.axes
     assert ax.lines[0].get_drawstyle() == "steps-post"
     assert [list(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "o"] == [

@@ -6,15 +6,7 @@ import torch
 from scipy.stats import mannwhitneyu, norm
 from torch import nn
 
-from apudae.evaluation import (
-    Accuracy,
-    Difference,
-    accuracy,
-    auc,
-    outcomes,
-    paired_difference,
-    roc,
-)
+from apudae.core.scores import Accuracy, Difference, accuracy, auc, outcomes, paired_difference, roc
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (1, 1), (892, 1000), (50, 100), (1000, 1000)])

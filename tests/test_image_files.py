@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from apudae import image_files
-from apudae.image_files import list_imagenet, load_folder, read_image
+from apudae import data
+from apudae.data import list_imagenet, load_folder, read_image
 
 
 def read(image, tmp_path, name="a.png", size=28, **options):
@@ -69,7 +69,7 @@ def test_any_size_is_scaled_to_what_is_asked(shape, tmp_path):
     found = read(Image.new("RGB", shape, (9, 8, 7)), tmp_path, size=28)
     assert min(found.shape[1:]) == 32
     assert found.amax((1, 2)).tolist() == found.amin((1, 2)).tolist() == [9, 8, 7]
-    x, y = load_folder(image_files.Listing([tmp_path / "a.png"], [5]), 28)
+    x, y = load_folder(data.Listing([tmp_path / "a.png"], [5]), 28)
     assert x.shape == (1, 3, 28, 28) and y.tolist() == [5]
 
 
@@ -102,7 +102,7 @@ def test_a_folder_says_its_class_by_index_or_name(tmp_path):
     found = list_imagenet(folders(tmp_path, "0002", "967", "Tabby", "great_grey_owl"))
     by_name = {file.parent.name: label for file, label in zip(*found, strict=True)}
     assert by_name == {"0002": 2, "967": 967, "Tabby": 281, "great_grey_owl": 24}
-    names = image_files.imagenet_classes()
+    names = data.imagenet_classes()
     assert len(names) == 1000 and names[2] == "great white shark" and names[967] == "espresso"
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from apudae.plan import Budget
 from PIL import Image
 from torch import nn
 
@@ -21,7 +22,6 @@ from apudae import (
     selection,
     versus,
 )
-from apudae.plan import Budget
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 RECIPE = imagenet.PLAN.recipe

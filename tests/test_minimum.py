@@ -4,8 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from apudae import attacks, checkpoints, data
-from apudae.norms import NORMS, length
+from apudae import attacks, data, models
+from apudae.core.norms import NORMS, length
 
 
 def inner(generator, n=40, shape=(1, 4, 4)):
@@ -86,7 +86,7 @@ def test_cw_moves_black_and_white_pixels(two, generator):
 
 def test_confidence_costs_length():
     x, y = data.load("mnist", "validation").take(20)
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     distances = []
     for confidence in (0, 3):
         attacked = attacks.cw(

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from apudae import models
+from apudae.models import networks
 
 
 def test_unknown_model_lists_the_known_ones():
@@ -61,9 +62,9 @@ def test_the_cifar_classifier_takes_pixels_and_gives_logits(size, generator):
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
     [
-        ("mnist-cnn", *models.MNIST),
-        ("cifar10-resnet", *models.CIFAR10),
-        ("resnet50", *models.IMAGENET),
+        ("mnist-cnn", *networks.MNIST),
+        ("cifar10-resnet", *networks.CIFAR10),
+        ("resnet50", *networks.IMAGENET),
         ("efficientnet-lite0", [0.5] * 3, [0.5] * 3),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from apudae import norms
+from apudae.core import norms
 
 
 def images(generator, n=8, shape=(3, 5, 4)):

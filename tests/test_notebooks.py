@@ -18,24 +18,11 @@ from PIL import Image
 from scipy.stats import beta, norm
 from torch import nn
 
-from apudae import (
-    attacks,
-    authors,
-    autoattack,
-    certification,
-    checkpoints,
-    data,
-    diffusion,
-    image_files,
-    imagenet,
-    models,
-    norms,
-    objectives,
-    purification,
-    training,
-    whitebox,
-)
-from apudae.evaluation import auc
+from apudae import attacks, data, evaluation, models, purification, training
+from apudae.attacks import as_published, autoattack
+from apudae.core import norms
+from apudae.core.scores import auc
+from apudae.experiments import imagenet
 
 BOOK = Path(__file__).parents[1] / "book"
 NOTEBOOKS = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.ipynb"))
@@ -74,7 +61,7 @@ def digits(generator):
 
 def test_chapter_1_shows_the_packages_fgsm(digits):
     x, y = digits
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     shown = shown_in_full("01_threat_models.ipynb")["fgsm"]
     torch.testing.assert_close(shown(model, x, y, eps=0.2), attacks.fgsm(model, x, y, eps=0.2))
 
@@ -91,7 +78,7 @@ def chapter_2():
 def exact(digits):
     """In float64: the sign of a rounding error would turn an image round in float32."""
     x, y = digits
-    return checkpoints.load("mnist-cnn").double(), x.double(), y
+    return models.load("mnist-cnn").double(), x.double(), y
 
 
 def same(first, second):
@@ -142,7 +129,7 @@ def test_chapter_2_shows_the_packages_deepfool(exact, chapter_2):
 
 def test_chapter_2_shows_the_packages_cw(digits, chapter_2):
     x, y = digits
-    model = checkpoints.load("mnist-cnn")
+    model = models.load("mnist-cnn")
     right = model(x).argmax(1) == y
     x, y = x[right], y[right]
     options = {"steps": 60, "searches": 5, "step_size": 0.05}
@@ -164,7 +151,7 @@ def test_chapter_2_shows_the_packages_square(exact, chapter_2):
 
 def test_chapter_3_shows_the_packages_objective(digits):
     x, y = digits
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     shown = shown_in_full("03_training_a_dae.ipynb")["denoising_loss"]
     losses = [
         shown(dae, x, 0.3, torch.Generator().manual_seed(5)),
@@ -179,7 +166,7 @@ ERRORS = "04_reconstruction_error.ipynb"
 def test_chapter_4_shows_the_packages_reconstruction_error_and_auc(digits, generator):
     shown = shown_in_full(ERRORS)
     x, _ = digits
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     ours = purification.reconstruction_error(dae, x)
     torch.testing.assert_close(shown["reconstruction_error"](dae, x), ours)
     clean, attacked = (torch.randint(9, (30,), generator=generator) + k for k in (0, 2))
@@ -198,7 +185,7 @@ def test_chapter_4_shows_tweedies_formula(generator):
 
 def test_chapter_5_shows_the_packages_defense(digits):
     x, _ = digits
-    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     shown = shown_in_full("05_direct_purification.ipynb")
     theirs = shown["DefendedClassifier"](classifier, shown["DirectPurifier"](dae))
     ours = purification.Defended(classifier, purification.Direct(dae))
@@ -208,7 +195,7 @@ def test_chapter_5_shows_the_packages_defense(digits):
 def test_chapter_6_shows_the_packages_purifier(digits):
     """In float64: Adam divides by the size of a gradient, and so amplifies rounding."""
     x = digits[0].double()
-    dae = checkpoints.load("mnist-dae").double()
+    dae = models.load("mnist-dae").double()
     shown = shown_in_full("06_adaptive_purification.ipynb")["purify"]
     level = purification.calibrate(dae, x)
     wishes = {
@@ -226,20 +213,20 @@ def test_chapter_6_shows_the_packages_purifier(digits):
 def test_chapter_7_shows_the_packages_gradients(digits):
     x, y = digits
     x = x.double()
-    classifier, dae = (checkpoints.load(n).double() for n in ("mnist-cnn", "mnist-dae"))
+    classifier, dae = (models.load(n).double() for n in ("mnist-cnn", "mnist-dae"))
     shown = shown_in_full("07_adaptive_attacks.ipynb")
     walk = purification.Adaptive(dae, stepper="descent", steps=3, step_size=0.1)
     model = purification.Defended(classifier, walk)
 
     def ours(view):
-        return objectives.Objective(view).gradient(x, y)[2]
+        return attacks.Objective(view).gradient(x, y)[2]
 
-    same(shown["bpda_gradient"](classifier, walk, x, y), ours(whitebox.BPDA(model)))
+    same(shown["bpda_gradient"](classifier, walk, x, y), ours(attacks.BPDA(model)))
     averaged = shown["averaged_gradient"](classifier, walk.iterates(x), y)
-    same(averaged, ours(whitebox.Averaged(model)))
+    same(averaged, ours(attacks.Averaged(model)))
 
     noisy = purification.Defended(classifier, purification.Direct(dae, noise=0.3))
-    view = whitebox.EOT(noisy, 3)
+    view = attacks.EOT(noisy, 3)
     draws = [view.model.number(k) for k in range(3)]
     same(shown["eot_gradient"](noisy, x, y, draws), ours(view))
 
@@ -265,7 +252,7 @@ def test_chapter_7_shows_the_packages_gradients(digits):
 def test_chapter_9_shows_the_packages_diffusion(digits, generator):
     x = digits[0].double()
     net = models.build("mnist-diffusion").double().requires_grad_(False)
-    purifier = diffusion.DiffPure(net, level=0.4, steps=7, seed=3)
+    purifier = purification.DiffPure(net, level=0.4, steps=7, seed=3)
     index = torch.arange(len(x))
     noises = [purifier._normal(x, index, 2, k) for k in range(len(purifier.levels))]
     shown = shown_in_full("09_against_other_defenses.ipynb")["diffuse_and_back"]
@@ -278,14 +265,14 @@ def test_chapter_10_shows_the_authors_bim(generator):
     y = torch.randint(10, (8,), generator=generator)
     shown = shown_in_full("10_cifar10.ipynb")["bim_as_published"]
     ours = {"eps": 8 / 255, "steps": 5, "step_size": 3 / 255}
-    same(shown(net, x, y, **ours), authors.bim(net, x, y, **ours, clip=False))
+    same(shown(net, x, y, **ours), as_published.bim(net, x, y, **ours, clip=False))
 
 
 def test_chapter_11_shows_the_packages_squares(tmp_path):
     image = data.load("photographs").images[0]
     Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy()).save(tmp_path / "1_cat.png")
-    listing = image_files.list_imagenet(tmp_path)
-    whole = image_files.read_image(listing.files[0], imagenet.SIZE)
+    listing = data.list_imagenet(tmp_path)
+    whole = data.read_image(listing.files[0], imagenet.SIZE)
     tiles = shown_in_full("11_imagenet.ipynb")["tiles"]
     assert torch.equal(tiles(whole), imagenet.crops(listing))
 
@@ -293,29 +280,29 @@ def test_chapter_11_shows_the_packages_squares(tmp_path):
 def test_chapter_12_shows_the_packages_certificate(generator):
     defined = shown_in_full("12_guarantees.ipynb")
     shown = defined["certificate"]
-    model, x = checkpoints.load("mnist-cnn"), data.load("mnist", "validation").images[:30]
+    model, x = models.load("mnist-cnn"), data.load("mnist", "validation").images[:30]
     options = {"sigma": 0.6, "n": 200, "n0": 50, "alpha": 0.01}
-    found = certification.certify(model, x, noise_trained=True, **options)
-    assert 0 < (found.predictions == certification.ABSTAINED).sum() < 30
+    found = evaluation.certify(model, x, noise_trained=True, **options)
+    assert 0 < (found.predictions == evaluation.ABSTAINED).sum() < 30
     for k, image in enumerate(x):
-        first, counts = certification.votes(model, image, k, 0.6, (50, 200))
+        first, counts = evaluation.votes(model, image, k, 0.6, (50, 200))
         choice, radius = shown(first, counts, 0.6, 0.01)
-        if found.predictions[k] == certification.ABSTAINED:
+        if found.predictions[k] == evaluation.ABSTAINED:
             assert choice is None and radius is None
         else:
             assert choice == found.predictions[k]
             assert radius == pytest.approx(found.radius(k), rel=1e-9)
     # Its draws are others than the package's; the shares are the same up to chance.
-    for k in (found.predictions == certification.ABSTAINED).nonzero().flatten()[:2].tolist():
+    for k in (found.predictions == evaluation.ABSTAINED).nonzero().flatten()[:2].tolist():
         mine = defined["count"](model, x[k : k + 1], 0.6, 2000, seed=k)
-        (votes,) = certification.votes(model, x[k], k, 0.6, (2000,))
+        (votes,) = evaluation.votes(model, x[k], k, 0.6, (2000,))
         assert mine.sum() == 2000
         assert (mine - votes).abs().max() < 5 * (2 * 2000 * 0.25) ** 0.5
 
 
 def test_chapter_13_shows_the_packages_objective(digits):
     x, y = digits
-    classifier = checkpoints.load("mnist-cnn")
+    classifier = models.load("mnist-cnn")
     net = models.build("mnist-dae", width=4)
 
     def pgd(*part, seed, **options):  # training draws a seed for every batch

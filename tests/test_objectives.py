@@ -7,8 +7,10 @@ import torch
 from every_attack import ATTACKS, BOTH, call
 from torch import nn
 
-from apudae import attacks, losses, objectives
-from apudae.checks import AttackWarning, logits_of
+from apudae import attacks
+from apudae.attacks import objective
+from apudae.core.arguments import AttackWarning
+from apudae.core.calling import logits_of
 
 
 @pytest.fixture
@@ -30,42 +32,42 @@ def test_margin_dlr_and_targeted_dlr_are_their_formulas(logits, y):
         margins.append(other - z[label])
         dlrs.append(-(z[label] - other) / (first - third))
         targeteds.append(-(z[label] - z[goal]) / (first - (third + fourth) / 2))
-    torch.testing.assert_close(losses.margin(logits, y), torch.tensor(margins).double())
-    torch.testing.assert_close(losses.dlr(logits, y), torch.tensor(dlrs).double())
-    computed = losses.dlr_targeted(logits, y, target)
+    torch.testing.assert_close(attacks.margin(logits, y), torch.tensor(margins).double())
+    torch.testing.assert_close(attacks.dlr(logits, y), torch.tensor(dlrs).double())
+    computed = objective.dlr_targeted(logits, y, target)
     torch.testing.assert_close(computed, torch.tensor(targeteds).double())
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", attacks.LOSSES)
 def test_every_loss_rises_as_the_true_class_loses(loss, logits, y):
     worse = logits - nn.functional.one_hot(y, 6)
     right = logits.argmax(1) == y
-    lower, higher = (losses.LOSSES[loss](z, y) for z in (logits, worse))
+    lower, higher = (attacks.LOSSES[loss](z, y) for z in (logits, worse))
     assert (higher[right] > lower[right]).all()
 
 
 def test_dlr_does_not_see_the_scale_of_the_logits(logits, y):
-    torch.testing.assert_close(losses.dlr(1000 * logits, y), losses.dlr(logits, y))
+    torch.testing.assert_close(attacks.dlr(1000 * logits, y), attacks.dlr(logits, y))
 
 
 def test_losses_with_equal_logits_are_finite(y):
-    for loss in losses.LOSSES.values():
+    for loss in attacks.LOSSES.values():
         assert loss(torch.zeros(50, 6), y).isfinite().all()
 
 
 def test_too_few_classes_are_named(logits, y):
     with pytest.raises(ValueError, match="'dlr' needs 3 classes, the model has 2"):
-        losses.dlr(logits[:, :2], y % 2)
+        attacks.dlr(logits[:, :2], y % 2)
     with pytest.raises(ValueError, match="'dlr-targeted' needs 4 classes, the model has 3"):
-        losses.dlr_targeted(logits[:, :3], y % 3, y % 3)
+        objective.dlr_targeted(logits[:, :3], y % 3, y % 3)
 
 
 def test_gradients_are_those_of_finite_differences(linear, generator):
     x = torch.rand(4, 1, 4, 4, generator=generator, dtype=torch.float64)
     y = torch.tensor([0, 1, 2, 0])
-    for loss in losses.LOSSES:
+    for loss in attacks.LOSSES:
         for targeted in (False, True):
-            objective = objectives.Objective(linear, loss, targeted)
+            objective = attacks.Objective(linear, loss, targeted)
             _, _, gradient = objective.gradient(x, y)
             direction = torch.randn(x.shape, generator=generator, dtype=torch.float64)
             high, low = (objective.value(x + h * direction, y)[0] for h in (1e-6, -1e-6))
@@ -75,7 +77,7 @@ def test_gradients_are_those_of_finite_differences(linear, generator):
 
 def test_the_fallen_come_before_the_standing_and_then_the_higher_loss():
     x = torch.zeros(1, 1, 1, 1)
-    best = objectives.Best(x)
+    best = attacks.Best(x)
     place = torch.tensor([0])
     offers = [(1.0, False), (0.5, False), (0.2, True), (9.0, False), (0.3, True), (0.1, True)]
     for number, (score, fell) in enumerate(offers, 1):

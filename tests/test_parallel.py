@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from apudae import checkpoints, data, models, parallel, training
-from apudae.evaluation import accuracy
+from apudae import data, models, training
+from apudae.core import processes
+from apudae.core.scores import accuracy
 
 WORKER = """
 import json, sys, torch
@@ -104,17 +105,17 @@ def test_the_command_under_torchrun_writes_once(tmp_path):
     shown = torchrun("-m", "apudae.training", *options)
     assert shown.count("mean squared error") == 1
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".pt", ".safetensors"]
-    about = checkpoints.about("mnist-dae", tmp_path)
+    about = models.about("mnist-dae", tmp_path)
     assert about["training"]["sigma"] == [0.3]
-    assert checkpoints.load("mnist-dae", tmp_path).encoder[0].out_channels == 4
+    assert models.load("mnist-dae", tmp_path).encoder[0].out_channels == 4
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with parallel.processes("cpu") as device:
-        assert (device.type, parallel.world(), parallel.rank()) == ("cpu", 1, 0)
+    with processes.processes("cpu") as device:
+        assert (device.type, processes.world(), processes.rank()) == ("cpu", 1, 0)
     with pytest.raises(ValueError, match="device: expected 'auto', 'cpu' or 'cuda', got 'tpu'"):
-        parallel.processes("tpu").__enter__()
+        processes.processes("tpu").__enter__()
     with pytest.raises(ValueError, match="device: 1 processes need as many GPUs"):
-        parallel.processes("cuda").__enter__()
+        processes.processes("cuda").__enter__()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from apudae.standings import Standings
 
 from apudae import (
     attacks,
@@ -20,7 +21,6 @@ from apudae import (
     scores,
 )
 from apudae.evaluation import evaluate, model_fingerprint
-from apudae.standings import Standings
 
 LINEUPS = {"cifar10": cifar.lineup(cifar.made_on()), "imagenet": imagenet.lineup()}
 

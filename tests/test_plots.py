@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apudae import plots
-from apudae.evaluation import Accuracy
+from apudae.core.scores import Accuracy
 
 
 class Elements(HTMLParser):

@@ -16,22 +16,13 @@ from art.estimators.classification import PyTorchClassifier
 from masks import Detached, Hot, Noisy, Opaque, Quantise, Rarely
 from torch import nn
 
-from apudae import (
-    attacks,
-    checkpoints,
-    data,
-    evaluation,
-    models,
-    protocol,
-    records,
-    training,
-)
-from apudae.checks import AttackWarning
-from apudae.diagnostics import RULES, Finding, inspect_model, is_random
-from apudae.plan import BUDGETS, Budget
+from apudae import attacks, data, evaluation, models, records, training
+from apudae.core import files, record, scores
+from apudae.core.arguments import AttackWarning
+from apudae.core.scores import Accuracy
+from apudae.evaluation import BUDGETS, RULES, Budget, Finding, Report, inspect_model, protocol
+from apudae.evaluation.diagnostics import is_random
 from apudae.purification import Adaptive, Calibration, Defended, Direct
-from apudae.report import Report
-from apudae.scores import Accuracy
 
 SMALL = Budget(
     pgd=10, apgd=10, targets=2, queries=20, draws=2, weights=(0.1,), curve=20, scoring=20
@@ -50,7 +41,7 @@ def names(report):
 
 @pytest.fixture(scope="module")
 def classifier():
-    return checkpoints.load("mnist-cnn")
+    return models.load("mnist-cnn")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def test_the_plain_network_raises_nothing_and_keeps_its_numbers_consistent(base,
     radii = [sum(v) for v in base.curves["ε"].values()]
     assert radii == sorted(radii) and radii[-1] == 50
     again = models.build("mnist-cnn")
-    again.load_state_dict(checkpoints.load("mnist-cnn").state_dict())
+    again.load_state_dict(models.load("mnist-cnn").state_dict())
     with torch.no_grad():
         misread = again.eval()(base.images).argmax(1) != digits.labels
     assert torch.equal(misread, ~stands)
@@ -123,7 +114,7 @@ def test_the_hardened_network_raises_nothing_and_is_attacked_as_hard_as_by_art(
     theirs = AutoAttack(estimator, eps=eps, eps_step=0.1, batch_size=200, attacks=parts)
     found = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
     assert (found - x).abs().max() <= eps + 1e-5
-    other = evaluation.accuracy(hardened, found, y).percent
+    other = scores.accuracy(hardened, found, y).percent
     print(f"ours {report.worst}, ART's AutoAttack {other:.1f} %")
     assert report.worst.percent <= other + 1
 
@@ -148,7 +139,7 @@ def test_a_rounding_inside_a_model_hides_nothing(classifier, digits, base):
 
 
 def test_a_cut_inner_loop_hides_nothing(classifier, digits):
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     budget = replace(BUDGETS["quick"], queries=100)
     options = {"eps": 0.2, "curves": False, "budget": budget}
     digits = digits.take(70)
@@ -212,7 +203,7 @@ def test_probabilities_noise_that_wins_and_steps_that_weaken_are_seen(classifier
             row.misread = [0] * 40
     report.curves["steps"] = {"5": [1] * 20, "10": [0] * 20}
     report.curves["ε"] = {"0.1": [0] * 20, "0.5": [0] * 15 + [1] * 5}
-    assert {f.name for f in evaluation.judge(report)} == {
+    assert {f.name for f in protocol.judge(report)} == {
         "noise wins",
         "more steps are weaker",
         "does not fall",
@@ -221,7 +212,7 @@ def test_probabilities_noise_that_wins_and_steps_that_weaken_are_seen(classifier
 
 def test_adam_steps_mask_the_gradient_and_plain_descent_does_not(classifier, digits):
     x, y = digits.take(40)
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     for stepper, expected in (("adam", ["unseen optimisation"]), ("descent", [])):
         model = Defended(classifier, Adaptive(dae, stepper=stepper, steps=13, step_size=0.05))
         assert [f.name for f in inspect_model(model, x, y, eps=0.2)] == expected
@@ -239,21 +230,21 @@ def test_every_rule_is_told_whole_and_drawn_as_a_warning(classifier, digits):
 
 def test_randomness_is_found(classifier, digits):
     x = digits.images[:50]
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     assert is_random(Rarely(classifier), x) and is_random(Defended(classifier, Noisy(0.1)), x)
     assert is_random(Defended(classifier, Direct(dae, noise=0.1)), x)
     assert not is_random(classifier, x) and not is_random(Defended(classifier, Direct(dae)), x)
 
 
 def defended():
-    return Defended(checkpoints.load("mnist-cnn"), Direct(checkpoints.load("mnist-dae"), noise=0.2))
+    return Defended(models.load("mnist-cnn"), Direct(models.load("mnist-dae"), noise=0.2))
 
 
 @pytest.mark.parametrize("random", [False, True])
 def test_a_killed_evaluation_goes_on_where_it_was(digits, tmp_path, monkeypatch, random):
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     purifier = Direct(dae, noise=0.2) if random else Direct(dae)
-    model = Defended(checkpoints.load("mnist-cnn"), purifier)
+    model = Defended(models.load("mnist-cnn"), purifier)
     few = digits.take(24)
     options = {"eps": 0.2, "budget": SMALL, "title": "it"}
     whole = run(model, few, **options)
@@ -324,7 +315,7 @@ def test_own_attacks_join_and_must_stay_in_the_ball(digits, classifier):
 
 def test_l2_and_few_classes(digits, classifier):
     report = run(
-        Defended(classifier, Direct(checkpoints.load("mnist-dae"))),
+        Defended(classifier, Direct(models.load("mnist-dae"))),
         digits.take(20),
         eps=1.5,
         norm="l2",
@@ -401,7 +392,7 @@ def test_a_records_settings_are_all_that_decides(digits, classifier, tmp_path):
         (Opaque(torch.round, classifier), Opaque(lambda x: 2 * x, classifier)),
         (Opaque(lambda x: 3 * x, classifier), Opaque(lambda x: 2 * x, classifier)),
     ):
-        prints = [evaluation.model_fingerprint(m) for m in (one, one, other)]
+        prints = [files.model_fingerprint(m) for m in (one, one, other)]
         assert prints[0] == prints[1] != prints[2]
 
 
@@ -410,7 +401,7 @@ def test_a_kill_between_the_two_files_loses_one_attack_at_most(
 ):
     few, options = digits.take(20), {"eps": 0.3, "budget": SMALL, "curves": False}
     whole = run(classifier, few, **options)
-    calls, save = [], records.save
+    calls, save = [], record.save
 
     def dying(*args, **kwargs):
         calls.append(1)
@@ -465,7 +456,7 @@ def test_a_model_of_ones_own_is_left_as_it_was(generator, cut):
 
 def test_noise_that_wakes_under_attack_is_found(classifier, digits):
     """Noise may depend on the image: none at clean ones says nothing."""
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     level = Calibration(50.0, 1.0)
     awake = Adaptive(dae, steps=2, step_size=0.05, noise=0.2, objective="hinge", calibration=level)
     model = Defended(classifier, awake)
@@ -508,7 +499,7 @@ def test_what_cannot_be_measured_is_refused(digits, classifier):
     few, options = digits.take(20), {"eps": 0.1, "budget": SMALL, "curves": False}
     with pytest.raises(ValueError, match="attacks: 'PGD' is one of the protocol's own"):
         run(classifier, few, attacks={"PGD": lambda model, x, y: x}, **options)
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     with pytest.raises(ValueError, match="a Sequential cannot hand the number of a draw on to"):
         run(nn.Sequential(Direct(dae, noise=0.2), classifier), few, **options)
     with pytest.raises(ValueError, match=r"put `with torch.enable_grad\(\):` round that part"):

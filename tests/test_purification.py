@@ -8,9 +8,11 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from apudae import attacks, checkpoints, data, descent, evaluation, models
-from apudae.norms import uniforms
+from apudae import attacks, data, models, purification
+from apudae.core import scores
+from apudae.core.norms import uniforms
 from apudae.purification import (
+    PRESETS,
     Adaptive,
     Calibration,
     Defended,
@@ -18,7 +20,6 @@ from apudae.purification import (
     calibrate,
     reconstruction_error,
 )
-from apudae.variants import PRESETS
 
 LEVEL = Calibration(0.35, 0.1, 100)
 
@@ -32,8 +33,8 @@ def level_for(dae, x):
 VARIANTS = {
     **{name: {} for name in PRESETS},
     "descent": {"stepper": "descent", "step_size": 0.05},
-    "tanh": {"stepper": descent.Sign(tau=0.1), "step_size": 0.02},
-    "smooth adam": {"stepper": descent.Adam(eps=0.1), "step_size": 0.02},
+    "tanh": {"stepper": purification.Sign(tau=0.1), "step_size": 0.02},
+    "smooth adam": {"stepper": purification.Adam(eps=0.1), "step_size": 0.02},
     "noisy descent": {"stepper": "descent", "step_size": 0.05, "noise": 0.01},
     "paced sigmoid": {"objective": "sigmoid", "stepper": "descent", "paced": True},
     "stops": {"stepper": "descent", "step_size": 0.05, "stop": 0.5, "steps": 12},
@@ -154,13 +155,13 @@ def test_gradients_are_those_of_the_plain_loop(name, smooth_dae, generator):
 @pytest.mark.parametrize("stepper", ["descent", "adam", "l2"])
 def test_in_float32_too_on_the_digits_dae(stepper):
     """The relative difference of the gradients over the whole batch is at most 1e-4."""
-    dae, classifier = checkpoints.load("mnist-dae"), checkpoints.load("mnist-cnn")
+    dae, classifier = models.load("mnist-dae"), models.load("mnist-cnn")
     x, y = data.load("mnist", "validation").take(16)
     level = calibrate(dae, data.load("mnist", "validation").images[:200])
     x = attacks.pgd(classifier, x, y, eps=0.2, steps=10).requires_grad_(True)
     size = {"descent": 0.05, "adam": 0.02, "l2": 0.5}[stepper]
     # Adam as a smooth surrogate: the rounding of the plain one is larger than its slope.
-    kind = descent.Adam(eps=1e-2) if stepper == "adam" else stepper
+    kind = purification.Adam(eps=1e-2) if stepper == "adam" else stepper
     purifier = Adaptive(dae, stepper=kind, step_size=size, steps=8, calibration=level)
     found = []
     for purify in (purifier, lambda z: plain(purifier, z)):
@@ -172,7 +173,7 @@ def test_in_float32_too_on_the_digits_dae(stepper):
 
 
 def test_adaptive_lowers_the_error_and_stays_in_range(generator):
-    dae = checkpoints.load("mnist-dae")
+    dae = models.load("mnist-dae")
     x = data.load("mnist", "validation").take(32).images
     noisy = (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
     path = Adaptive(dae, steps=15, step_size=0.05).trajectory(noisy).images
@@ -309,7 +310,7 @@ def test_any_module_can_be_the_purifier(linear, generator):
 
 def test_in_float32_the_shipped_purifier_hardly_depends_on_the_batch():
     """Adam divides by the size of a gradient and so amplifies rounding, within bounds."""
-    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     x, y = data.load("mnist", "validation").take(24)
     attacked = attacks.pgd(classifier, x, y, eps=0.2, steps=10)
     with torch.no_grad():
@@ -335,8 +336,8 @@ def test_gradients_through_all_steps_are_those_of_finite_differences(smooth_dae,
         assert abs(slope - exact.flatten()[place].item()) < 1e-4 * (1 + abs(slope))
 
 
-@pytest.mark.parametrize("stepper", descent.STEPPERS)
-@pytest.mark.parametrize("objective", descent.OBJECTIVES)
+@pytest.mark.parametrize("stepper", purification.STEPPERS)
+@pytest.mark.parametrize("objective", purification.OBJECTIVES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_zero_gradient_gives_no_nan(stepper, objective, dtype):
     """R(x) = x: the error is 0 everywhere, and 0 is also the hinge's corner."""
@@ -454,21 +455,21 @@ def test_defended_is_the_composition_and_can_be_attacked_whole(smooth_dae, linea
 
 
 def test_purification_saves_images_from_an_attack_on_the_classifier_alone():
-    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     x, y = data.load("mnist", "validation").take(100)
     adversarial = attacks.pgd(classifier, x, y, eps=0.2)
-    assert evaluation.accuracy(classifier, adversarial, y).correct <= 2
+    assert scores.accuracy(classifier, adversarial, y).correct <= 2
     for purifier in (Direct(dae), Adaptive(dae)):
-        assert evaluation.accuracy(Defended(classifier, purifier), adversarial, y).correct >= 70
+        assert scores.accuracy(Defended(classifier, purifier), adversarial, y).correct >= 70
 
 
 def test_half_precision_reads_the_same_digits():
     """bfloat16 where the processor has it; elsewhere both are the same."""
-    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     x, y = data.load("mnist", "validation").take(200)
     attacked = attacks.pgd(classifier, x, y, eps=0.2, steps=10)
     right = [
-        evaluation.outcomes(Defended(classifier, Adaptive(dae, precision=p)), attacked, y)
+        scores.outcomes(Defended(classifier, Adaptive(dae, precision=p)), attacked, y)
         for p in ("float32", "auto")
     ]
     assert (right[0] == right[1]).float().mean() >= 0.97
@@ -614,5 +615,5 @@ def test_a_purifier_says_what_it_is(smooth_dae):
     purifier = Adaptive.preset("probabilistic", smooth_dae, LEVEL, stop=1.0)
     assert "objective=hinge" in repr(purifier)
     assert "stop=1" in repr(purifier)
-    assert repr(purifier.replace(stepper=descent.Sign(0.5))).count("Sign(tau=0.5)") == 1
+    assert repr(purifier.replace(stepper=purification.Sign(0.5))).count("Sign(tau=0.5)") == 1
     assert "steps=30, step_size=0.02" in repr(Adaptive(smooth_dae))

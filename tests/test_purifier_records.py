@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from apudae.certification import certify
+from apudae.report import Report
+from apudae.standings import Standings
 from scipy.stats import binom
 
 from apudae import attacks, certified, checkpoints, lineup, records, robust_purifier, scores
-from apudae.certification import certify
 from apudae.evaluation import evaluate, model_fingerprint
-from apudae.report import Report
-from apudae.standings import Standings
 
 LINEUPS = {norm: robust_purifier.lineup(norm) for norm in robust_purifier.EPS}
 

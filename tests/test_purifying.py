@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apudae import attacks, checkpoints, data, models, tasks, training
-from apudae.evaluation import accuracy
+from apudae import attacks, data, models, training
+from apudae.core.scores import accuracy
 
 
 class Shift(nn.Module):
@@ -27,7 +27,7 @@ def test_the_loss_is_what_its_definition_says(linear, generator):
     x = 0.4 + 0.2 * torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64)
     y = torch.randint(3, (6,), generator=generator)
     classifier, model = linear.eval().requires_grad_(False), Shift(0.05)
-    task = tasks.purifying(classifier, attacks.fgsm, eps=0.1, weight=0.7)
+    task = training.purifying(classifier, attacks.fgsm, eps=0.1, weight=0.7)
     loss = task(model, x, y, generator)
     weight = classifier.weight
     slope = ((classifier(x + 0.05).softmax(1) - F.one_hot(y, 3)) @ weight).view_as(x)
@@ -48,7 +48,7 @@ def test_epsilon_grows_during_the_warm_up():
 
     classifier = models.build("mnist-cnn", width=4).eval()
     x, y = data.load("mnist", "train").take(20)
-    task = tasks.purifying(classifier, attack, eps=0.4, warm_up=0.5, relative_step=0.25)
+    task = training.purifying(classifier, attack, eps=0.4, warm_up=0.5, relative_step=0.25)
     training.fit(models.build("mnist-dae", width=4), x, y, task=task, epochs=4, batch_size=10)
     shares = [max(k / 8 / 0.5, 1e-3) for k in range(4)] + [1.0] * 4
     assert seen == [pytest.approx((0.4 * s, 0.1 * s)) for s in shares]
@@ -56,10 +56,10 @@ def test_epsilon_grows_during_the_warm_up():
 
 def test_a_run_that_was_cut_off_in_the_warm_up_ends_the_same(tmp_path, monkeypatch):
     x, y = data.load("mnist", "train").take(40)
-    classifier = checkpoints.load("mnist-cnn")
+    classifier = models.load("mnist-cnn")
 
     def fit(path, fails_after=None):
-        task = tasks.purifying(classifier, attacks.pgd, eps=0.2, warm_up=1.0, steps=1)
+        task = training.purifying(classifier, attacks.pgd, eps=0.2, warm_up=1.0, steps=1)
         calls = []
 
         def counted(*batch):
@@ -83,15 +83,15 @@ def test_a_run_that_was_cut_off_in_the_warm_up_ends_the_same(tmp_path, monkeypat
 
 def test_it_makes_a_purifier_harder_to_attack():
     """And the classifier is not touched."""
-    classifier = checkpoints.load("mnist-cnn").eval().requires_grad_(False)
+    classifier = models.load("mnist-cnn").eval().requires_grad_(False)
     before = {k: v.clone() for k, v in classifier.state_dict().items()}
     train = data.load("mnist", "train").take(1500)
     x, y = data.load("mnist", "validation").take(200)
     left = {}
     pgd = {"eps": 0.15, "steps": 3, "relative_step": 0.5, "early_stop": False}
     kinds = {
-        "denoising": tasks.denoising(0.3),
-        "purifying": tasks.purifying(classifier, attacks.pgd, warm_up=0.3, **pgd),
+        "denoising": training.denoising(0.3),
+        "purifying": training.purifying(classifier, attacks.pgd, warm_up=0.3, **pgd),
     }
     for name, task in kinds.items():
         dae = models.build("mnist-dae", width=16)
@@ -115,9 +115,9 @@ def test_bad_settings_are_named(change, words):
     options = {"eps": 0.1, "weight": 1.0, "warm_up": 0.0} | change
     classifier = models.build("mnist-cnn").eval()
     with pytest.raises(ValueError, match=words):
-        tasks.purifying(classifier, attacks.pgd, **options)
+        training.purifying(classifier, attacks.pgd, **options)
 
 
 def test_a_classifier_that_is_being_trained_is_refused():
     with pytest.raises(ValueError, match=r"classifier: expected one in evaluation mode"):
-        tasks.purifying(models.build("mnist-cnn").train(), attacks.pgd, eps=0.1)
+        training.purifying(models.build("mnist-cnn").train(), attacks.pgd, eps=0.1)

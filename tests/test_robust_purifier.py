@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 import torch
+from apudae.plan import Budget
+from apudae.report import Report
 
 from apudae import (
     attacks,
@@ -20,8 +22,6 @@ from apudae import (
     robust_purifier,
     scores,
 )
-from apudae.plan import Budget
-from apudae.report import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 SMALL = Budget(

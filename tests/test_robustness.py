@@ -1,10 +1,10 @@
 import pytest
 import torch
+from apudae.plan import BUDGETS
+from apudae.report import Report
 
 from apudae import attacks, checkpoints, data, experiments, records, robustness, scores
 from apudae.evaluation import model_fingerprint
-from apudae.plan import BUDGETS
-from apudae.report import Report
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from apudae.plan import BUDGETS
+from apudae.scores import Accuracy, paired_difference
+from apudae.standings import Standings
 
 from apudae import (
     attacks,
@@ -25,9 +28,6 @@ from apudae import (
     scores,
 )
 from apudae.evaluation import evaluate, model_fingerprint
-from apudae.plan import BUDGETS
-from apudae.scores import Accuracy, paired_difference
-from apudae.standings import Standings
 
 
 def packed(*right):

@@ -5,11 +5,9 @@ import torch
 from masks import Detached, Opaque, Quantise
 from torch import nn
 
-from apudae import checkpoints
-from apudae.objectives import Objective
+from apudae import models
+from apudae.attacks import BPDA, Objective, StraightThrough
 from apudae.purification import Adaptive, Defended
-from apudae.straight_through import StraightThrough
-from apudae.whitebox import BPDA
 
 
 def without_gradient(x):
@@ -120,7 +118,7 @@ def test_weights_keep_out_of_it(smooth, x):
 
 
 def test_a_cut_inner_loop_is_seen(generator):
-    dae, classifier = checkpoints.load("mnist-dae"), checkpoints.load("mnist-cnn")
+    dae, classifier = models.load("mnist-dae"), models.load("mnist-cnn")
     x = torch.rand(4, 1, 28, 28, generator=generator)
     view = StraightThrough.of(Opaque(Detached(dae, 2, 0.05), classifier), x)
     gradient = Objective(view).gradient(x, torch.arange(4))[2]

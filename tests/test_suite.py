@@ -3,8 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from apudae import attacks, checkpoints, data
-from apudae.norms import length
+from apudae import attacks, data, models
+from apudae.core.norms import length
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoints.load("mnist-cnn")
+    return models.load("mnist-cnn")
 
 
 SMALL = {

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from apudae import attacks, batches, data, models, tasks, training
-from apudae.evaluation import accuracy
+from apudae import attacks, data, models, training
+from apudae.core.scores import accuracy
 from apudae.purification import Defended, Direct
+from apudae.training import tasks
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +312,7 @@ def test_what_cannot_be_a_source_is_named(digits):
         training.fit(model, x.numpy(), y)
     with pytest.raises(ValueError, match=r"images: expected 4 dimensions .* got shape \[20, 28"):
         training.fit(model, (x[:, 0] * 255).to(torch.uint8), y)
-    source = batches.InMemory(x, y, batch_size=5)
+    source = training.InMemory(x, y, batch_size=5)
     with pytest.raises(ValueError, match=r"device: a source from apudae\.batches has its own"):
         training.fit(model, source, device="cpu")
     training.fit(model, source, epochs=1)

@@ -3,11 +3,12 @@ import sys
 
 import pytest
 
-from apudae import checkpoints, training
+from apudae import models
+from apudae.training import __main__
 
 
 def run(*options):
-    return training.main([str(option) for option in options])
+    return __main__.main([str(option) for option in options])
 
 
 def test_help_explains_every_option():
@@ -29,12 +30,12 @@ def test_a_classifier_from_the_command_line(task, more, says, tmp_path, capsys):
     options = ["--model", "mnist-cnn", "--option", "width=4", "--data", "mnist", "--task", task]
     run(*options, "--epochs", 1, "--ema", 0.9, "--device", "cpu", "--out", tmp_path, *more)
     assert says in capsys.readouterr().out
-    about = checkpoints.about("mnist-cnn", tmp_path)["training"]
+    about = models.about("mnist-cnn", tmp_path)["training"]
     assert (about["task"], about["epochs"], about["ema"]) == (task, 1, 0.9)
     assert about["data"] == {"name": "mnist", "n": 3000}
-    content = (tmp_path / checkpoints.about("mnist-cnn", tmp_path)["file"]).read_bytes()
+    content = (tmp_path / models.about("mnist-cnn", tmp_path)["file"]).read_bytes()
     run(*options, "--epochs", 1, "--ema", 0.9, "--device", "cpu", "--out", tmp_path, *more)
-    again = (tmp_path / checkpoints.about("mnist-cnn", tmp_path)["file"]).read_bytes()
+    again = (tmp_path / models.about("mnist-cnn", tmp_path)["file"]).read_bytes()
     assert again == content  # resumed: there was nothing left to do
 
 
@@ -51,7 +52,7 @@ def test_a_dae_on_a_folder(tmp_path, capsys):
     options = ["--model", "rednet", "--option", "depth=4", "--option", "width=4", "--size", 24]
     options += ["--data", folder, "--task", "denoising", "--sigma", 0.05, 0.2, "--epochs", 2]
     run(*options, "--batch-size", 4, "--workers", 1, "--device", "cpu", "--out", out)
-    assert checkpoints.load("rednet", out).channels == 3
+    assert models.load("rednet", out).channels == 3
     assert "test images" not in capsys.readouterr().out
 
 

@@ -10,13 +10,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from apudae import checkpoints, data
-from apudae.evaluation import evaluate
-from apudae.plan import Budget
-from apudae.purification import Defended
-from apudae.transforms import JPEG, BitDepth, Median, ResizePad
+from apudae import data, models
+from apudae.evaluation import Budget, evaluate
+from apudae.purification import JPEG, BitDepth, Defended, Median, ResizePad
 
-pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::apudae.core.arguments.AttackWarning")
 
 ALL = [BitDepth(2), Median(2), JPEG(75), ResizePad(0.7)]
 
@@ -87,7 +85,7 @@ def test_the_derivative_is_a_finite_difference(transform, generator):
 
 @pytest.mark.parametrize("transform", ALL, ids=lambda t: type(t).__name__)
 def test_the_protocol_goes_round_all_of_them(transform):
-    classifier = checkpoints.load("mnist-cnn")
+    classifier = models.load("mnist-cnn")
     few = data.load("mnist", "validation").take(20)
     budget = Budget(pgd=10, apgd=20, queries=50, draws=2, scoring=5, weights=(0.1,))
     options = {"eps": 0.3, "budget": budget, "progress": False, "curves": False}

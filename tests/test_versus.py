@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from apudae.plan import Budget
 
 from apudae import __version__, attacks, checkpoints, experiments, lineup, records, scores, versus
 from apudae.evaluation import evaluate
-from apudae.plan import Budget
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.checks.AttackWarning")
 

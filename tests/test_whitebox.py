@@ -3,21 +3,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apudae import attacks, checkpoints, data
-from apudae.descent import Adam, Descent, Normalised, Sign
-from apudae.norms import project
-from apudae.objectives import Objective, View
-from apudae.purification import Adaptive, Defended, Direct, calibrate, reconstruction_error
-from apudae.whitebox import (
+from apudae import attacks, data, models
+from apudae.attacks import (
     BPDA,
     EOT,
     Averaged,
     Exact,
     Fixed,
+    Objective,
     ReconstructionAware,
     Surrogate,
     Uncut,
-    ask,
+    View,
+)
+from apudae.core.calling import ask
+from apudae.core.norms import project
+from apudae.purification import (
+    Adam,
+    Adaptive,
+    Defended,
+    Descent,
+    Direct,
+    Normalised,
+    Sign,
+    calibrate,
+    reconstruction_error,
     smooth,
 )
 
@@ -263,7 +273,7 @@ def test_smooth_stand_ins(parts, images, options, kinds):
 
 
 def test_a_smooth_stand_in_ends_where_adam_does_and_its_gradient_tells():
-    classifier, dae = checkpoints.load("mnist-cnn"), checkpoints.load("mnist-dae")
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     x, y = data.load("mnist", "validation").take(60)
     level = calibrate(dae, x)
     model = Defended(

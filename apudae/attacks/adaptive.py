@@ -1,0 +1,256 @@
+"""What an attacker who knows the defense differentiates.
+
+Each class here is a :class:`~apudae.attacks.View` of a model: any module images -> logits, most
+often a :class:`~apudae.purification.Defended` one. Every attack of this package takes one in the
+model's place. What it returns is judged by the real model's answers, so a view can make an attack
+stronger or weaker, but never count an image as fallen that the model reads rightly::
+
+    attacks.pgd(BPDA(defended), x, y, eps=0.1)
+    attacks.apgd(EOT(defended, draws=20), x, y, eps=0.1)
+
+Without a view an attack follows the gradient as autograd gives it: for the purifiers of this
+package the full gradient through every step, of one known draw where they are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..core.arguments import check_count, check_number
+from ..core.calling import ask, differentiable, logits_of, takes_keys
+from ..purification.purifier import Defended, Purifier
+from ..purification.reconstruction import reconstruction_error
+from .objective import View
+
+# Draws of a random model that attacks use; those below are for scoring.
+_FIRST_DRAW, _DRAWS = 100, 60_000
+KNOWN_DRAW = _FIRST_DRAW - 1
+
+
+class Exact(View):
+    """The gradient as autograd gives it, with a new draw at each query if the model is random.
+
+    Args:
+        model: images -> logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = self.real = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ask(self.model, x)
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        yield from ((logits, True) for logits in self.answers(x, turn))
+
+    def answers(self, x: Tensor, turn: int) -> Iterator[Tensor]:
+        yield ask(self.model, x, draw=self.number(turn))
+
+    def number(self, turn: int) -> int:
+        """The draw of a query."""
+        most = _DRAWS // getattr(self.model, "draws", 1)
+        return _FIRST_DRAW + turn % max(most - _FIRST_DRAW, 1)
+
+
+class Uncut(Exact):
+    """Where a model cuts its images off from its logits, a gradient of zero in an error's place.
+
+    Args:
+        model: images -> logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.able: bool | None = None  # to be differentiated at all; found out at the first look
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        if self.able is None:
+            self.able = differentiable(self.model, x[:1])
+        # Tied always: logits may have a gradient of the weights and none of the images.
+        tie = (0 * x.flatten(1).sum(1)[:, None]).to(torch.float32)
+        with torch.set_grad_enabled(self.able and torch.is_grad_enabled()):
+            answers = list(self.answers(x, turn))
+        for logits in answers:
+            yield logits + tie.to(logits.dtype), True
+
+
+class Fixed(Uncut):
+    """One known draw of a random model: the ablation that shows what its randomness hides.
+
+    Args:
+        model: images -> logits.
+        draw: its number; by default none that the protocol scores on.
+    """
+
+    def __init__(self, model: nn.Module, draw: int = KNOWN_DRAW) -> None:
+        super().__init__(model)
+        check_count(draw, "draw", minimum=0)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ask(self.model, x, draw=self.draw)
+
+    def number(self, turn: int) -> int:
+        """The draw of every query."""
+        return self.draw
+
+
+class BPDA(Exact):
+    """Backward pass differentiable approximation (Athalye et al. 2018, §4.1).
+
+    Forward the purifier, backward something smooth that does about the same; by default the
+    identity, since a purified image is near the one it was.
+
+    Args:
+        model: the defended classifier.
+        stand_in: images -> images, differentiated in the purifier's place.
+    """
+
+    def __init__(self, model: Defended, stand_in: nn.Module | None = None) -> None:
+        super().__init__(_defended(model))
+        through = _StraightThrough(model.purifier, stand_in or nn.Identity())
+        self.model = Defended(model.classifier, through, draws=model.draws)
+
+
+class _StraightThrough(nn.Module):
+    def __init__(self, purifier: nn.Module, stand_in: nn.Module) -> None:
+        super().__init__()
+        self.purifier, self.stand_in = purifier, stand_in
+
+    def forward(self, x: Tensor, index: Tensor | None = None, draw: int = 0) -> Tensor:
+        with torch.no_grad():
+            keys = {"index": index, "draw": draw} if takes_keys(self.purifier) else {}
+            z = self.purifier(x, **keys)
+        near = self.stand_in(x)
+        return near + (z - near).detach()
+
+
+class Averaged(Exact):
+    """BPDA averaged over the purification: the mean gradient at all iterates, start included.
+
+    The attack that broke SOAP (Croce et al. 2022, §4.2): images on their way to the end are
+    attacked too, so that one gradient that points astray does not decide.
+
+    Args:
+        model: a classifier defended by a purifier of this package.
+
+    Raises:
+        ValueError: another purifier, whose iterates are not known.
+    """
+
+    def __init__(self, model: Defended) -> None:
+        super().__init__(_defended(model))
+        if not isinstance(model.purifier, Purifier):
+            kind = type(model.purifier).__name__
+            raise ValueError(f"model: the iterates of a {kind} are not known; use BPDA")
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        model, first = self.model, self.number(turn) * self.model.draws
+        for k in range(model.draws):
+            with torch.no_grad():
+                path = model.purifier.iterates(x, draw=first + k)
+                path[-1] = model.purifier.seen_by_classifier(path[-1])
+            for t, z in enumerate(path, 1):
+                own = t == len(path) and model.draws == 1
+                yield logits_of(model.classifier, x + (z - x).detach()), own
+
+
+class Surrogate(Exact):
+    """The gradient of another model: a smooth stand-in, or the bare classifier.
+
+    Args:
+        model: images -> logits, whose answers count.
+        other: images -> logits or a view, whose gradient is followed. See :func:`smooth`.
+    """
+
+    def __init__(self, model: nn.Module, other: nn.Module) -> None:
+        super().__init__(model)
+        self.other = other if isinstance(other, View) else Exact(other)
+        self.draws_anew = getattr(other, "random", True)
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        for logits, _ in self.other.looks(x, turn):
+            yield logits, False
+
+
+class ReconstructionAware(Exact):
+    """The loss minus λ times the reconstruction error: fool the classifier, look clean to the DAE.
+
+    An image whose error is low already is hardly moved by an adaptive purifier. It is the attack
+    that the APuDAE authors' own code aims at the defense (arXiv 2208.13838).
+
+    Args:
+        model: the defended classifier, whose answers count.
+        weight: λ.
+        other: whose loss and gradient are followed; by default the classifier alone.
+        dae: whose error is kept low; by default the purifier's.
+    """
+
+    def __init__(
+        self,
+        model: Defended,
+        weight: float,
+        other: nn.Module | None = None,
+        dae: nn.Module | None = None,
+    ) -> None:
+        super().__init__(_defended(model))
+        check_number(weight, "weight")
+        if dae is None and not isinstance(model.purifier, Purifier):
+            raise ValueError("dae: expected one, since the purifier is not of this package")
+        other = model.classifier if other is None else other
+        self.other = other if isinstance(other, View) else Exact(other)
+        self.weight, self.dae = weight, model.purifier.dae if dae is None else dae
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        for logits, own in self.other.looks(x, turn):
+            yield logits, own and getattr(self.other, "real", None) is self.real
+
+    def penalty(self, x: Tensor) -> Tensor:
+        return self.weight * reconstruction_error(self.dae, x)
+
+
+class EOT(View):
+    """Expectation over transformation: gradients averaged over draws (Athalye et al. 2018, §4.2).
+
+    Gradients, not predictions, are averaged. Every query draws anew. An image counts as fallen
+    during the attack where more than half of the draws are misread.
+
+    Args:
+        model: images -> logits, or a view of one.
+        draws: how many per query.
+    """
+
+    def __init__(self, model: nn.Module, draws: int = 20) -> None:
+        super().__init__()
+        check_count(draws, "draws")
+        self.model = model if isinstance(model, View) else Exact(model)
+        self.draws = draws
+
+    @property
+    def noisy(self) -> bool:
+        """Whether values of different turns cannot be compared."""
+        return self.model.draws_anew
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        for k in range(self.draws if self.model.draws_anew else 1):
+            yield from self.model.looks(x, turn * self.draws + k)
+
+    def answers(self, x: Tensor, turn: int) -> Iterator[Tensor]:
+        for k in range(self.draws):
+            yield from self.model.answers(x, turn * self.draws + k)
+
+    def penalty(self, x: Tensor) -> Tensor | None:
+        return self.model.penalty(x)
+
+
+def _defended(model: nn.Module) -> Defended:
+    if not isinstance(model, Defended):
+        raise ValueError(f"model: expected a Defended one, got {type(model).__name__}")
+    return model

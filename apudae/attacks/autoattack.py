@@ -1,0 +1,346 @@
+"""Two attacks of AutoAttack: APGD, which sets its own step size, and Square, without gradients.
+
+Both have no step size to tune, which is how attacks most often come out too weak. They are called
+like all others; see :mod:`apudae.attacks`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..core.arguments import check_count, check_number
+from ..core.norms import in_ball, length, per_image, project, steepest, uniforms, within_reach
+from .objective import Best, Objective, by_chunk, check_attack, check_classes, dlr_targeted
+
+# Croce & Hein 2020, §3: inertia of the step, share of rising steps below which it is halved.
+_INERTIA, _RISING = 0.75, 0.75
+
+
+def apgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    targets: int = 9,
+    early_stop: bool = False,
+    targeted: bool = False,
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Auto-PGD: momentum, and steps that halve when they no longer pay (Croce & Hein 2020, alg. 1).
+
+    The step starts at 2ε. At checkpoints that come closer and closer, each image whose loss rose
+    in fewer than three quarters of the steps, or whose step and best loss stayed the same,
+    returns to its best point with half the step.
+
+    Args:
+        model: images -> logits.
+        x: images ``[N, C, H, W]`` in [0, 1].
+        y: int64 labels ``[N]``.
+        eps: radius of the ball.
+        norm: ``"linf"`` or ``"l2"``.
+        steps: gradient steps of each run.
+        restarts: runs, each from its own random start; the best is kept.
+        loss: ``"ce"``, ``"margin"``, ``"dlr"``, or ``"dlr-targeted"``: one run towards each of
+            the ``targets`` classes that the model finds likeliest after ``y`` (4 classes or
+            more). The ``targeted`` switch is not for this loss: here ``y`` is the true class.
+        targets: how many, for ``"dlr-targeted"``.
+        early_stop: leave an image alone once it fell; see :func:`apudae.attacks.pgd`.
+        targeted: reach ``y`` instead of leaving it.
+        seed: of the random starts.
+        index: of the images, keys of their draws.
+        batch_size: images per pass.
+
+    Raises:
+        ValueError: an argument that no attack can use, or too few classes for the loss.
+    """
+    counts = {"steps": steps, "restarts": restarts, "targets": targets}
+    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size, **counts)
+    to_each = loss == "dlr-targeted"
+    if to_each and targeted:
+        raise ValueError("targeted: not with loss='dlr-targeted', which leaves y by way of others")
+    objective = Objective(model, "dlr" if to_each else loss, targeted)
+    eps = within_reach(eps, norm, x)
+
+    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        best, goals = Best(x), None
+        if eps == 0:
+            objective.value(x, y)  # only checks the model
+            return x
+        if to_each:
+            logits = objective.logits(x, y)
+            check_classes(logits, 4, loss)
+            logits = logits.scatter(1, y[:, None], -torch.inf)
+            goals = logits.argsort(1, descending=True)[:, : min(targets, logits.shape[1] - 1)]
+        for run in range(restarts * (goals.shape[1] if to_each else 1)):
+            place = best.places(standing=early_stop)
+            if len(place) == 0:
+                break
+            goal = goals[place, run // restarts] if to_each else None
+            start = in_ball(x[place], eps, norm, index[place.cpu()], seed, run)
+            _climb(objective, best, place, start, x, y, goal, eps, norm, steps, early_stop)
+        return best.images
+
+    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+
+
+def _climb(
+    objective: Objective,
+    best: Best,
+    place: Tensor,
+    start: Tensor,
+    x: Tensor,
+    y: Tensor,
+    goal: Tensor | None,
+    eps: float,
+    norm: str,
+    steps: int,
+    early_stop: bool,
+) -> None:
+    """One run of APGD on the images at ``place``; every iterate is offered to ``best``."""
+
+    def ask(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        labels = y[place]
+        towards = None if goal is None else lambda logits: dlr_targeted(logits, labels, goal)
+        value, fell, gradient = objective.gradient(z, labels, towards)
+        best.offer(place, z, value, fell)
+        return value, fell, gradient
+
+    checkpoints = _checkpoints(steps)
+    last = 0
+    z = previous = peak = start
+    value, fell, gradient = ask(z)
+    top, top_gradient = value, gradient  # of the best point of this run, ``peak``
+    step = torch.full_like(value, 2 * eps, dtype=x.dtype)
+    rises, step_then, top_then = torch.zeros_like(value), step, top
+    for t in range(1, steps + 1):
+        if early_stop and fell.any():
+            keep = ~fell
+            place, goal = place[keep], None if goal is None else goal[keep]
+            state = (z, previous, peak, value, gradient, top, top_gradient, step, rises)
+            z, previous, peak, value, gradient, top, top_gradient, step, rises = (
+                part[keep] for part in state
+            )
+            step_then, top_then = step_then[keep], top_then[keep]
+            if len(place) == 0:
+                return
+        inside = x[place]
+        straight = project(z + per_image(step, z) * steepest(gradient, norm), inside, eps, norm)
+        inertia = 1.0 if t == 1 else _INERTIA
+        moved = z + inertia * (straight - z) + (1 - inertia) * (z - previous)
+        z, previous = project(moved, inside, eps, norm), z
+        new, fell, gradient = ask(z)
+        rises = rises + (new > value)
+        value = new
+        higher = value > top
+        top = torch.where(higher, value, top)
+        peak = torch.where(per_image(higher, z), z, peak)
+        top_gradient = torch.where(per_image(higher, z), gradient, top_gradient)
+        if t in checkpoints:
+            halve = (rises < _RISING * (t - last)) | ((step == step_then) & (top == top_then))
+            step_then, top_then, last = step, top, t
+            step = torch.where(halve, step / 2, step)
+            z = torch.where(per_image(halve, z), peak, z)
+            gradient = torch.where(per_image(halve, z), top_gradient, gradient)
+            rises = torch.zeros_like(rises)
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """⌈p_j · steps⌉ with p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) (Croce & Hein, §3.1)."""
+    before, p, places = 0.0, 0.22, set()
+    while p <= 1:
+        places.add(math.ceil(p * steps - 1e-9))  # 0.57 · 100 is 57.000…01
+        before, p = p, p + max(p - before - 0.03, 0.06)
+    return places
+
+
+def square(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    queries: int = 5000,
+    p: float = 0.8,
+    early_stop: bool = True,
+    targeted: bool = False,
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Square attack: random search with squares, no gradients (Andriushchenko et al. 2020).
+
+    Each query changes one square of each image, and the change stays if it raises the margin. A
+    gradient that misleads does not mislead this attack; where it wins, distrust the gradients.
+
+    Args:
+        model: images -> logits; only its outputs are used.
+        x: images ``[N, C, H, W]`` in [0, 1].
+        y: int64 labels ``[N]``.
+        eps: radius of the ball.
+        norm: ``"linf"`` or ``"l2"`` (L2: images of at least 6 × 6 pixels).
+        queries: how often the model may be asked about each image.
+        p: share of the pixels that the first squares cover; it shrinks as the attack goes on.
+        early_stop: leave an image alone once it fell. Of a random model that may be one lucky draw:
+            without, the margin is raised to the end, and what an image is worth is asked again
+            every 100 queries.
+        targeted: reach ``y`` instead of leaving it.
+        seed: of the squares and signs.
+        index: of the images, keys of their draws.
+        batch_size: images per pass.
+
+    Raises:
+        ValueError: an argument that no attack can use.
+    """
+    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    check_count(queries, "queries")
+    check_number(p, "p", exclusive=True)
+    if p > 1:
+        raise ValueError(f"p: expected a share of at most 1, got {p!r}")
+    if norm == "l2" and len(x) and min(x.shape[2:]) < 6:
+        raise ValueError(f"x: Square in L2 needs 6 x 6 pixels or more, got {list(x.shape[2:])}")
+    objective = Objective(model, "margin", targeted)
+    start, propose = (_stripes, _one_square) if norm == "linf" else (_tiles, _two_squares)
+    channels, eps = x.shape[1], within_reach(eps, norm, x)
+
+    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        if eps == 0:
+            objective.value(x, y)  # only checks the model
+            return x
+        found = x.clone()
+        place = torch.arange(len(x), device=x.device)
+        luck = uniforms((channels, *x.shape[2:]), index, seed, 0, device=x.device)
+        z = project(start(x, eps, luck), x, eps, norm)
+        value, fell = objective.value(z, y)
+        for query in range(1, queries + 1):
+            fell &= early_stop
+            if fell.any() or query == queries:
+                found[place] = z
+                place, z, value, luck = (part[~fell] for part in (place, z, value, luck))
+            if query == queries or len(place) == 0:
+                break
+            turn = (query - 1) % _BLOCK
+            if turn == 0:
+                keys, block = index[place.cpu()], 1 + query // _BLOCK
+                luck = uniforms((_BLOCK, channels + 5), keys, seed, block, device=x.device)
+                if query > 1 and not early_stop:
+                    value, _ = objective.value(z, y[place])
+            side = math.sqrt(_share(p, query - 1, queries) * x.shape[2] * x.shape[3])
+            new = project(propose(z, x[place], eps, luck[:, turn], side), x[place], eps, norm)
+            worth, fell = objective.value(new, y[place])
+            better = (fell & early_stop) | (worth > value)
+            z = torch.where(per_image(better, z), new, z)
+            value = torch.where(better, worth, value)
+        return found
+
+    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+
+
+_BLOCK = 100  # queries whose random numbers are drawn at once
+
+
+def _share(p: float, query: int, queries: int) -> float:
+    """Share of the pixels in a square: halved at set shares of the budget (§4 and its code)."""
+    at = query / queries * 10_000
+    return p / 2 ** sum(at > q for q in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+
+
+def _signs(luck: Tensor) -> Tensor:
+    return 1 - 2 * (luck < 0.5).float()
+
+
+def _stripes(x: Tensor, eps: float, luck: Tensor) -> Tensor:
+    """Vertical stripes of ±ε, one pixel wide."""
+    return x + eps * _signs(luck[:, :, :1]).to(x.dtype)
+
+
+def _one_square(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> Tensor:
+    """Inside one square every channel becomes x + ε or x − ε."""
+    rows, columns = _window(z, luck[:, :2], max(round(side), 1))
+    inside = rows[:, :, None] & columns[:, None, :]
+    signs = _signs(luck[:, 5:]).to(x.dtype)[:, :, None, None]
+    return torch.where(inside[:, None], x + eps * signs, z)
+
+
+def _tiles(x: Tensor, eps: float, luck: Tensor) -> Tensor:
+    """Tiles a fifth of the image wide, each with the bump of the attack and random signs."""
+    height, width = x.shape[2:]
+    side = min(height, width) // 5
+    bump = _bump(side, x)
+    change = torch.zeros_like(x)
+    signs = _signs(luck).to(x.dtype)
+    for top in range((height - side * (height // side)) // 2, height - side + 1, side):
+        for left in range((width - side * (width // side)) // 2, width - side + 1, side):
+            sign = signs[:, :, top, left, None, None]
+            change[:, :, top : top + side, left : left + side] = bump * sign
+    return x + eps * steepest(change, "l2")
+
+
+def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> Tensor:
+    """The change of one square is given up; its length goes to another, in the shape of a bump."""
+    size = max(round(side), 3)
+    size = min(size + 1 - size % 2, *x.shape[2:])  # odd, as far as the image allows
+    change = z - x
+    chosen, other = (
+        (rows[:, :, None] & columns[:, None, :])[:, None].to(x.dtype)
+        for rows, columns in (_window(z, luck[:, :2], size), _window(z, luck[:, 2:4], size))
+    )
+    # What the ball leaves unused and what the two squares hold now. As in AutoAttack's code each
+    # channel gets what all of them held; the whole is brought back to length ε below.
+    unused = (eps**2 - length(change, "l2") ** 2).clamp(min=0)
+    held = length(change * torch.maximum(chosen, other), "l2") ** 2
+    budget = (unused / x.shape[1] + held).sqrt()
+    bump = _bump(size, x)
+    turned = (luck[:, 4] < 0.5)[:, None, None]
+    bumps = torch.where(turned, bump.T, bump)[:, None]
+    signs = _signs(luck[:, 5:]).to(x.dtype)[:, :, None, None]
+    top, left = ((luck[:, k] * max(n - size, 1)).long() for k, n in enumerate(x.shape[2:]))
+    span = torch.arange(size, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None, None]
+    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+    row = (top[:, None] + span)[:, None, :, None]
+    column = (left[:, None] + span)[:, None, None, :]
+    old = change[image, channel, row, column]
+    new = bumps * signs + old / old.flatten(2).norm(dim=2).clamp(min=1e-12)[:, :, None, None]
+    new = new / new.flatten(2).norm(dim=2).clamp(min=1e-12)[:, :, None, None]
+    change = change * (1 - other)
+    change[image, channel, row, column] = new * per_image(budget, new)
+    return x + eps * steepest(change, "l2")
+
+
+def _window(z: Tensor, luck: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """A square's rows ``[N, H]`` and columns ``[N, W]``, its corner drawn as in the authors' code.
+
+    There, a square never touches the last row or column, unless it fills the image.
+    """
+    spans = []
+    for k, whole in enumerate(z.shape[2:]):
+        side = min(size, whole)
+        first = (luck[:, k] * max(whole - side, 1)).long()[:, None]
+        at = torch.arange(whole, device=z.device)[None]
+        spans.append((at >= first) & (at < first + side))
+    return spans[0], spans[1]
+
+
+def _bump(size: int, like: Tensor) -> Tensor:
+    """Two opposite hills, Σ 1/k² over nested rectangles, of equal length, together 1 (§4.2)."""
+    bump = torch.zeros(size, size)
+    for half, (first, last) in enumerate(((0, size // 2), (size // 2, size))):
+        height = last - first
+        middle = (height // 2, size // 2)
+        for k in range(max(height // 2, size // 2) + 1):
+            rows = slice(first + max(middle[0] - k, 0), first + min(middle[0] + k + 1, height))
+            columns = slice(max(middle[1] - k, 0), min(middle[1] + k + 1, size))
+            bump[rows, columns] += (1 - 2 * half) / (k + 1) ** 2
+        bump[first:last] /= bump[first:last].norm().clamp(min=1e-12)
+    return (bump / bump.norm()).to(like)

@@ -1,0 +1,242 @@
+"""The smallest change that is enough: Carlini & Wagner's attack and DeepFool.
+
+Here ε is a limit, infinite unless given: an image whose smallest change is longer is pulled back to
+the ball, where it usually stands. They are called like all others; see :mod:`apudae.attacks`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..core.arguments import check_count, check_number
+from ..core.norms import length, per_image, project
+from .objective import Objective, by_chunk, check_attack, gradient_of, margin
+
+# C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and
+# black and white pixels would hardly leave. Chosen on validation digits among 1 − 10⁻⁶ … 0.9.
+_INSIDE = 0.99
+
+
+def cw(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float = math.inf,
+    confidence: float = 0.0,
+    steps: int = 1000,
+    searches: int = 9,
+    step_size: float = 0.01,
+    initial_c: float = 1e-3,
+    targeted: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Carlini & Wagner's L2 attack: Adam on ‖x′ − x‖² + c · max(κ − margin, 0) (2017, §VI.A).
+
+    x′ = (tanh w + 1) / 2 keeps the pixels in [0, 1]. For each image, c is searched: halved between
+    the largest that failed and the smallest that succeeded, times ten while none has. The closest
+    x′ that succeeded is returned, an image for which none did is returned as it was.
+
+    Args:
+        model: images -> logits.
+        x: images ``[N, C, H, W]`` in [0, 1].
+        y: int64 labels ``[N]``.
+        eps: limit of the L2 length.
+        confidence: κ, by how much the wrong class must win, in logits.
+        steps: Adam steps for each c. An image whose objective has not fallen by 0.01 % within a
+            tenth of them goes on to the next c.
+        searches: values of c that are tried.
+        step_size: of Adam, in w.
+        initial_c: the first c.
+        targeted: reach ``y`` instead of leaving it.
+        batch_size: images per pass.
+
+    Raises:
+        ValueError: an argument that no attack can use.
+    """
+    counts = {"steps": steps, "searches": searches}
+    check_attack(model, x, y, eps, "l2", batch_size=batch_size, unbounded=True, **counts)
+    check_number(confidence, "confidence")
+    check_number(step_size, "step_size", exclusive=True)
+    check_number(initial_c, "initial_c", exclusive=True)
+    objective = Objective(model, "margin", targeted)
+
+    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        closest = x.clone()
+        distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        _, fell = objective.value(x, y)
+        if confidence == 0:  # what is wrong already needs no change
+            distance[fell] = 0
+        c = torch.full_like(distance, initial_c)
+        low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
+        place = (distance > 0).nonzero().flatten()
+        for _ in range(searches):
+            if len(place) == 0:
+                break
+            found, images, won = _descend(
+                objective, x[place], y[place], c[place], confidence, steps, step_size
+            )
+            nearer = found < distance[place]
+            closest[place[nearer]] = images[nearer]
+            distance[place[nearer]] = found[nearer]
+            high[place] = torch.where(won, torch.minimum(high[place], c[place]), high[place])
+            low[place] = torch.where(won, low[place], torch.maximum(low[place], c[place]))
+            c = torch.where(high < torch.inf, (low + high) / 2, c * 10)
+        return _within(closest, x, eps, "l2")
+
+    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+
+
+def _descend(
+    objective: Objective,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    confidence: float,
+    steps: int,
+    step_size: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One c: each image's shortest success (∞ where there is none), its image, whether c is enough.
+
+    Enough means that the image still succeeded in the last tenth of its run. Adam's first steps
+    can jump over a near border that c is too small to hold.
+    """
+    shortest, images = torch.full_like(c, torch.inf), x.clone()
+    enough = torch.zeros_like(c, dtype=torch.bool)
+    place = torch.arange(len(x), device=x.device)
+    w = torch.atanh((2 * x - 1) * _INSIDE)
+    first, second = torch.zeros_like(w), torch.zeros_like(w)
+    before = torch.full_like(c, torch.inf)
+    every = max(steps // 10, 1)
+    for t in range(1, steps + 1):
+        squash = torch.tanh(w)
+        z = (squash + 1) / 2
+        change = z - x[place]
+        weight = c[place]
+
+        # Adam asks for the gradient of the objective in w: the chain rule by hand for the
+        # distance and for tanh, the network's part from the margin.
+        def short(logits: Tensor, labels: Tensor = y[place], weight: Tensor = weight) -> Tensor:
+            won = margin(logits, labels) * (-1 if objective.targeted else 1)
+            return weight * (confidence - won).clamp(min=0)
+
+        penalty, fell, pull = objective.gradient(z, y[place], short)
+        squared = change.flatten(1).square().sum(1)
+        success = fell & (penalty == 0)
+        enough[place] |= success
+        nearer = success & (squared.sqrt() < shortest[place])
+        shortest[place[nearer]] = squared.sqrt()[nearer]
+        images[place[nearer]] = z[nearer]
+        if t % every == 0 and t < steps:
+            total = squared + penalty
+            going = total <= 0.9999 * before
+            before = total
+            enough[place[going]] = False
+            if not going.all():
+                place, w, first, second = place[going], w[going], first[going], second[going]
+                before, squash = before[going], squash[going]
+                change, pull = change[going], pull[going]
+                if len(place) == 0:
+                    break
+        gradient = (2 * change + pull) * (1 - squash.square()) / 2
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        root = (second / (1 - 0.999**t)).sqrt() + 1e-8
+        w = w - step_size * first / (1 - 0.9**t) / root
+    return shortest, images, enough
+
+
+def deepfool(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float = math.inf,
+    norm: str = "l2",
+    steps: int = 50,
+    candidates: int = 10,
+    overshoot: float = 0.02,
+    batch_size: int | None = None,
+) -> Tensor:
+    """DeepFool: again and again the shortest way over a linearised border (Moosavi-Dezfooli 2016).
+
+    At each step the model is taken as linear, and the image moves to where the first of the
+    ``candidates`` would win. On a linear model the first step is exact, so the distance is (1 +
+    overshoot) times the closed form ``(z_y − z_k) / ‖w_y − w_k‖`` (L∞: the 1-norm below).
+
+    Args:
+        model: images -> logits.
+        x: images ``[N, C, H, W]`` in [0, 1].
+        y: int64 labels ``[N]``. Images that are misread already are returned as they are,
+            unless by less than rounding (10⁻⁵ of the largest logit).
+        eps: limit of the length.
+        norm: ``"l2"`` or ``"linf"``.
+        steps: at most; an image is left alone once it fell.
+        candidates: classes to consider, the likeliest on the clean image, ``y`` included.
+        overshoot: by which share the whole change is lengthened, to end behind the border.
+        batch_size: images per pass.
+
+    Raises:
+        ValueError: an argument that no attack can use.
+    """
+    check_attack(model, x, y, eps, norm, batch_size=batch_size, unbounded=True, steps=steps)
+    check_count(candidates, "candidates", minimum=2)
+    check_number(overshoot, "overshoot")
+    objective = Objective(model)
+
+    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        found = x.clone()
+        place = torch.arange(len(x), device=x.device)
+        others = objective.logits(x, y).scatter(1, y[:, None], -torch.inf)
+        others = others.argsort(1, descending=True)[:, : min(candidates, others.shape[1]) - 1]
+        z, moved = x, torch.zeros_like(x)
+        for _ in range(steps):
+            gaps, normals, fell = _borders(objective, z, y[place], others[place])
+            place, z, moved = place[~fell], z[~fell], moved[~fell]
+            if len(place) == 0:
+                break
+            moved = moved + _shortest(gaps[~fell], normals[~fell], norm)
+            z = (x[place] + (1 + overshoot) * moved).clamp(0, 1)
+            found[place] = z
+        return _within(found, x, eps, norm)
+
+    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+
+
+def _borders(
+    objective: Objective, z: Tensor, y: Tensor, others: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaps z_k − z_y ``[N, K]``, their gradients ``[N, K, C, H, W]``, and who has fallen."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        logits = objective.logits(z, y)
+        gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
+        normals = [gradient_of(gap.sum(), z, retain=True) for gap in gaps.unbind(1)]
+    # Fallen by more than another batch's rounding could undo, and the same aimed for.
+    clear = 1e-5 * logits.detach().abs().amax(1)
+    fell = margin(logits.detach(), y) > clear
+    return gaps.detach() - 2 * clear[:, None], torch.stack(normals, 1), fell
+
+
+def _shortest(gaps: Tensor, normals: Tensor, norm: str) -> Tensor:
+    """The shortest step to any of the linearised borders."""
+    flat = normals.flatten(2)
+    tiny = torch.finfo(flat.dtype).tiny ** 0.5
+    size = (flat.norm(dim=2) if norm == "l2" else flat.abs().sum(2)).clamp(min=tiny)
+    far = gaps.abs().to(flat.dtype) / size
+    nearest = far.argmin(1)
+    image = torch.arange(len(gaps), device=gaps.device)
+    normal, size, far = normals[image, nearest], size[image, nearest], far[image, nearest]
+    direction = normal / per_image(size, normal) if norm == "l2" else normal.sign()
+    return per_image(far, normal) * direction
+
+
+def _within(found: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+    """What is longer than ε pulled back to the ball; the rest untouched to the last bit."""
+    if eps == math.inf:
+        return found
+    outside = length(found - x, norm) > eps
+    return torch.where(per_image(outside, x), project(found, x, eps, norm), found)

@@ -1,0 +1,353 @@
+"""Losses that attacks raise.
+
+Each is per image, ``(logits [N, K], labels [N]) -> [N]``, and higher is worse for the classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.arguments import (
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_number,
+    warn,
+)
+from ..core.calling import evaluating, logits_of, looks_like_probabilities, warn_if_training
+from ..core.norms import check_norm, per_image
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """−log softmax(z)_y."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k≠y} z_k − z_y: above 0 where another class wins (Carlini & Wagner 2017, f₆)."""
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.amax(1) - own
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (max_{k≠y} z_k − z_y) / (z_π1 − z_π3) (Croce & Hein 2020, eq. 6).
+
+    Like the margin, but the same for z and for 10·z: a model cannot hide behind its scale.
+    Needs 3 classes.
+    """
+    check_classes(logits, 3, "dlr")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / _positive(top[:, 0] - top[:, 2])
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2) (Croce & Hein 2020, eq. 7). Needs 4 classes."""
+    check_classes(logits, 4, "dlr-targeted")
+    top = logits.topk(4, dim=1).values
+    own, other = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
+    return (other - own) / _positive(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
+
+
+def check_classes(logits: Tensor, least: int, loss: str) -> None:
+    """Raise ``ValueError`` if a loss that looks at ``least`` classes cannot."""
+    if logits.shape[1] < least:
+        raise ValueError(f"loss: {loss!r} needs {least} classes, the model has {logits.shape[1]}")
+
+
+def _positive(spread: Tensor) -> Tensor:
+    """A denominator that is never 0, also where logits tie."""
+    return spread + 1e-12
+
+
+class View(nn.Module):
+    """A model as an attacker sees it: the model's own answers, another gradient.
+
+    Attacks take it like any model, and judge their images by what the model itself answers. Only
+    the gradient differs: it is the mean of those of :meth:`looks`. The views of this package are
+    in :mod:`apudae.attacks`.
+    """
+
+    draws_anew = True  # whether looks differ from turn to turn, if the model is random
+    noisy = False  # whether values of different turns are of different draws
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        """Logits ``[N, K]`` to be differentiated, one after the other.
+
+        With each, whether it is the model's own answer, so that it need not be asked again.
+        ``turn`` counts the attack's queries: a random model draws anew at each.
+        """
+        raise TypeError(f"{type(self).__name__} does not say what it differentiates")
+
+    def answers(self, x: Tensor, turn: int) -> Iterator[Tensor]:
+        """The model's own logits: one, or several draws of a random model."""
+        yield self(x)
+
+    def penalty(self, x: Tensor) -> Tensor | None:
+        """What the attacker also wants small, ``[N]``, subtracted from the loss."""
+        return None
+
+
+class Objective:
+    """A model under attack: losses to raise, who has fallen, gradients of the images.
+
+    Args:
+        model: images -> logits. Half-precision models are fed in their own type; losses are
+            computed in float32 or better.
+        loss: one of :data:`apudae.attacks.LOSSES`.
+        targeted: the labels are to be reached: the loss is turned round.
+    """
+
+    def __init__(self, model: nn.Module, loss: str = "ce", targeted: bool = False) -> None:
+        if loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {loss!r}")
+        self.model, self.targeted = model, targeted
+        self._loss = LOSSES[loss]
+        self.classes = 0  # known from the first logits on
+        self._turn = 0
+        self._nan: Tensor | bool = False
+        self._all_labels: Tensor | None = None
+
+    def expect(self, y: Tensor) -> None:
+        """All labels that will come, so that the first logits can tell whether any is too large."""
+        self._all_labels = y
+
+    def begin(self) -> None:
+        """A new chunk of images: random draws begin where they did for the one before."""
+        self._turn = 0
+
+    def logits(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits ``[N, K]``; the first are checked against the labels."""
+        version = x._version
+        logits = logits_of(self.model, x)
+        if x._version != version:
+            raise ValueError("model: it changes its input in place; let it work on a copy")
+        return self._checked(logits, y)
+
+    def value(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss to raise ``[N]`` and whether each image has fallen, bool ``[N]``.
+
+        Of several draws of a random model: the mean loss, and whether most of them are misread.
+        """
+        with torch.no_grad():
+            value, fell = self._together([self._judge(z, y) for z in self._answers(x, y)])
+            if isinstance(self.model, View) and (penalty := self.model.penalty(x)) is not None:
+                value = value - penalty
+            self._nan = self._nan | value.isnan().any()
+        self._turn += 1
+        return value, fell
+
+    def gradient(
+        self, x: Tensor, y: Tensor, loss: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`value`, and the gradient with respect to each image, ``[N, C, H, W]``.
+
+        The losses are summed, not averaged: an image's gradient must not shrink with its batch.
+        Only the images get one; parameters are not asked. ``loss`` (logits -> ``[N]``) is what
+        the gradient is taken of, if not the loss itself.
+        """
+        x, gradients, judged = x.detach().requires_grad_(True), [], []
+        with torch.enable_grad():
+            for logits, own in self._looks(x, y):  # one graph at a time
+                value, fell = self._judge(logits, y)
+                value = value if loss is None else loss(logits)
+                gradients.append(gradient_of(value.sum(), x))
+                if own:
+                    judged.append((value.detach(), fell))
+            penalty = self.model.penalty(x) if isinstance(self.model, View) else None
+            gradient = gradients[0] if len(gradients) == 1 else sum(gradients) / len(gradients)
+            if penalty is not None:
+                gradient = gradient - gradient_of(penalty.sum(), x)
+        if not judged:
+            with torch.no_grad():
+                for logits in self._answers(x.detach(), y):
+                    value, fell = self._judge(logits, y)
+                    judged.append((value if loss is None else loss(logits), fell))
+        value, fell = self._together(judged)
+        value = value if penalty is None else value - penalty.detach()
+        # The largest of several numbers is NaN if one of them is: one pass, nothing allocated.
+        self._nan = self._nan | value.isnan().any() | gradient.amax().isnan()
+        self._turn += 1
+        return value, fell, gradient
+
+    def finish(self, attacked: Tensor) -> None:
+        """Raise ``ValueError`` if a loss or gradient was NaN: the attack was led astray.
+
+        An infinite gradient has a sign but no direction; it shows as NaN in the images.
+        """
+        if bool(self._nan | attacked.isnan().any()):
+            raise ValueError("model: NaN or infinity in the loss or its gradient during the attack")
+
+    def _checked(self, logits: Tensor, y: Tensor) -> Tensor:
+        if not self.classes:
+            check_logits(logits, y)
+            if self._all_labels is not None:
+                check_labels(self._all_labels, len(self._all_labels), classes=logits.shape[1])
+            _warn_if_probabilities(logits)
+            self.classes = logits.shape[1]
+        return logits
+
+    def _looks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        if not isinstance(self.model, View):
+            yield self.logits(x, y), True
+            return
+        for logits, own in self.model.looks(x, self._turn):
+            yield self._checked(logits, y), own
+
+    def _answers(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
+        if not isinstance(self.model, View):
+            yield self.logits(x, y)
+            return
+        for logits in self.model.answers(x, self._turn):
+            yield self._checked(logits, y)
+
+    @staticmethod
+    def _together(judged: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if len(judged) == 1:
+            return judged[0]
+        values, fell = (torch.stack(part) for part in zip(*judged, strict=True))
+        return values.mean(0), fell.float().mean(0) > 0.5
+
+    def _judge(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        value = self._loss(logits, y)
+        return (-value if self.targeted else value), (logits.argmax(1) == y) == self.targeted
+
+
+def gradient_of(loss: Tensor, x: Tensor, *, retain: bool = False) -> Tensor:
+    """∂loss/∂x; ``ValueError`` if the model cut the images off from its logits."""
+    gradient = None
+    if loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss, x, retain_graph=retain, allow_unused=True)
+    if gradient is None:
+        raise ValueError("model: the logits carry no gradient of the images")
+    return gradient
+
+
+class Best:
+    """Each image's strongest iterate so far: one that fell before one that stands, then by loss."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.images = x.clone()
+        self.score = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+        self.fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def offer(self, place: Tensor, images: Tensor, score: Tensor, fell: Tensor) -> None:
+        """Take those of ``images`` (at ``place``, ascending) that are stronger than the kept."""
+        was, score = self.fallen[place], score.double()
+        better = (fell & ~was) | ((fell == was) & (score > self.score[place]))
+        if len(place) == len(self.images):  # all of them: one pass instead of two
+            self.images = torch.where(per_image(better, images), images, self.images)
+        else:
+            self.images[place[better]] = images[better]
+        self.score[place[better]] = score[better]
+        self.fallen[place[better]] = fell[better]
+
+    def places(self, *, standing: bool) -> Tensor:
+        """Places of all images, or only of those that still stand."""
+        chosen = ~self.fallen if standing else torch.ones_like(self.fallen)
+        return chosen.nonzero().flatten()
+
+
+def check_attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    norm: str,
+    *,
+    unbounded: bool = False,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+    **counts: int,
+) -> None:
+    """Raise ``ValueError`` for what no attack can use, and warn of a model in training mode.
+
+    ``unbounded`` lets ε be infinite; ``counts`` (steps, restarts, ...) must be integers ≥ 1.
+    """
+    check_images(x)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"x: expected float32 or float64 images, got {x.dtype}, in which a pixel "
+            "is rounded by up to 1/512; a model in half precision is fed in its own type"
+        )
+    check_labels(y, len(x))
+    if y.device != x.device:
+        raise ValueError(f"y: expected labels on {x.device}, where the images are, got {y.device}")
+    if not (unbounded and eps == float("inf")):
+        check_number(eps, "eps")
+    check_norm(norm)
+    for name, value in counts.items():
+        check_count(value, name)
+    if batch_size is not None:
+        check_count(batch_size, "batch_size")
+    if index is not None:
+        check_labels(index, len(x), name="index")
+    warn_if_training(model)
+
+
+def by_chunk(
+    attack: Callable[[Tensor, Tensor, Tensor], Tensor],
+    objective: Objective,
+    x: Tensor,
+    y: Tensor,
+    *,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Run ``attack(images, labels, index)`` on chunks, the model in evaluation mode.
+
+    ``index`` keys each image's random draws; by default its place in the batch.
+    """
+    with torch.inference_mode(False), torch.no_grad(), evaluating(objective.model):
+        # Copies: they may come from inference mode. The checks let pass what rounding put outside.
+        x, y = x.detach().clamp(0, 1), y.clone()
+        if len(x) == 0:
+            return x
+        objective.expect(y)
+        index = torch.arange(len(x)) if index is None else index.cpu()
+        size = batch_size or _chunk(x)
+        parts = zip(x.split(size), y.split(size), index.split(size), strict=True)
+        attacked = []
+        for part in parts:
+            objective.begin()
+            attacked.append(attack(*part))
+        attacked = torch.cat(attacked)
+        objective.finish(attacked)
+    return attacked
+
+
+def _chunk(x: Tensor) -> int:
+    """Images per pass: on a CPU larger batches mostly move memory, on a GPU they fill it.
+
+    The chunks are of about one size: a small rest would cost as much as a whole one.
+    """
+    pixels = x[0].numel()
+    if x.device.type == "cpu":
+        most = max(8, min(250, 2**18 // pixels))
+    else:
+        most = max(1, 2**23 // pixels)
+    return math.ceil(len(x) / math.ceil(len(x) / most))
+
+
+def _warn_if_probabilities(logits: Tensor) -> None:
+    if looks_like_probabilities(logits):
+        warn(
+            "model: its outputs look like probabilities (none negative, each row sums to 1). "
+            "Attacks need logits: where a softmax is sure of itself its outputs hardly move, "
+            "whatever the loss, so the attack can be much weaker and the accuracy you measure "
+            "too high. "
+            "Return the values before the softmax."
+        )

@@ -1,0 +1,141 @@
+"""BPDA without knowing the parts: masks inside a model are found while it runs.
+
+Roundings, casts to integers, thresholds, ``detach`` and ``no_grad`` cut a gradient wherever they
+stand. :class:`StraightThrough` runs a model as it is, and lets the gradient pass each of them as if
+it were the identity (Athalye et al. 2018, §4.1; the straight-through estimator of Bengio et al.
+2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..core.calling import ask
+from .adaptive import Uncut
+from .objective import gradient_of
+
+_ROUNDINGS = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "detach")
+_THRESHOLDS = ("gt", "ge", "__gt__", "__ge__", "lt", "le", "__lt__", "__le__")
+
+
+def _named(names: tuple[str, ...]) -> set[Any]:
+    places = (torch, torch.Tensor)
+    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
+
+
+_ROUND = _named(_ROUNDINGS) | {torch.Tensor.data.__get__}
+_IN_PLACE = {
+    getattr(torch.Tensor, f"{name}_"): getattr(torch.Tensor, name)
+    for name in _ROUNDINGS
+    if hasattr(torch.Tensor, f"{name}_")
+}
+_QUOTIENTS = _named(("div", "divide", "floor_divide", "__floordiv__"))
+_REMAINDERS = _named(("remainder", "fmod", "__mod__"))
+_ABOVE, _BELOW = _named(_THRESHOLDS[:4]), _named(_THRESHOLDS[4:])
+
+
+class StraightThrough(Uncut):
+    """A model whose roundings, thresholds and cuts let the gradient pass unchanged.
+
+    Args:
+        model: images -> logits.
+    """
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        with _Passing():
+            looks = list(super().looks(x, turn))
+        yield from looks
+
+    @classmethod
+    def of(cls, model: nn.Module, x: Tensor, index: Tensor | None = None) -> StraightThrough | None:
+        """The view, if it changes the gradient and nothing else; None where it is of no use.
+
+        Args:
+            model: images -> logits.
+            x: a few images ``[N, C, H, W]``.
+            index: of the images.
+        """
+        z = x.detach().clone().requires_grad_(True)
+        try:
+            with torch.enable_grad(), _Passing() as mode:
+                logits = ask(model, z, index=index)
+            slope = gradient_of(logits.pow(2).sum(), z)
+        except (RuntimeError, TypeError, ValueError):  # a model that minds: in-place edits, say
+            return None
+        with torch.no_grad():
+            same = torch.equal(logits, ask(model, x, index=index))
+        able = slope.isfinite().all() and bool(slope.any())
+        return cls(model) if mode.passed and same and able else None
+
+
+class _Carry(torch.autograd.Function):
+    """Values of one tensor, gradient to another."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, source: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+class _Passing(TorchFunctionMode):
+    """While open, what cuts a gradient hands it on.
+
+    Integers and truth values carry no gradient. Where they came from is remembered, and when they
+    become real numbers again the gradient goes there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = 0  # cuts met
+        self.sources = WeakIdKeyDictionary()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:  # no_grad inside the model: not for us
+            self.passed += not args[0]
+            return None
+        func = _IN_PLACE.get(func, func)  # the values, elsewhere: a leaf cannot be overwritten
+        first = args[0] if args else None
+        real = isinstance(first, Tensor) and first.is_floating_point() and first.requires_grad
+        whole = func in _QUOTIENTS and (
+            "floor" in func.__name__ or kwargs.get("rounding_mode") is not None
+        )
+        if real and (whole or func in _REMAINDERS):
+            with torch.no_grad():
+                out = func(*args, **kwargs)
+            self.passed += 1
+            return _Carry.apply(out, first / args[1]) if whole else out
+        out = func(*args, **kwargs)
+        if not (isinstance(out, Tensor) and isinstance(first, Tensor)) or out.shape != first.shape:
+            return out
+        source = self._source(func, first, args[1:])
+        if source is None:
+            return out
+        if out.is_floating_point():
+            if func in _ROUND or not first.is_floating_point():
+                self.passed += 1
+                return _Carry.apply(out, source)
+        else:
+            self.sources[out] = source
+        return out
+
+    def _source(self, func: Any, first: Tensor, others: tuple) -> Tensor | None:
+        """Real numbers with a gradient that a result stands for, if it cuts it."""
+        if not first.is_floating_point():
+            return self.sources.get(first)
+        if not first.requires_grad:
+            return None
+        if func in _BELOW:
+            return -first
+        return first

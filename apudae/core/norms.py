@@ -1,0 +1,112 @@
+"""Balls around images: how long a change is, which direction climbs fastest, where a draw lies.
+
+``norm`` is ``"linf"`` (the largest change of a pixel) or ``"l2"`` (the Euclidean length over all
+pixels and channels of an image, never channel by channel). Random draws are keyed by (seed, index
+of the image, stream): an image gets the same ones in any batch and on any device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+NORMS = ("linf", "l2")
+
+
+def check_norm(norm: str) -> None:
+    """Raise ``ValueError`` unless ``norm`` is one of :data:`NORMS`."""
+    if norm not in NORMS:
+        raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def length(change: Tensor, norm: str = "linf") -> Tensor:
+    """Length ``[N]`` of each image's change ``[N, C, H, W]``."""
+    check_norm(norm)
+    flat = change.flatten(1)
+    if flat.shape[1] == 0:
+        return flat.new_zeros(len(flat))
+    largest = flat.abs().amax(1)
+    if norm == "linf":
+        return largest
+    # Divided by the largest entry first: the squares of 1e-30 are 0 in float32.
+    scale = largest.clamp(min=torch.finfo(flat.dtype).tiny)
+    return scale * (flat / scale[:, None]).norm(dim=1)
+
+
+def project(z: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
+    """A point near ``z`` in the ball of radius ε around ``x`` and in [0, 1].
+
+    In L∞ it is the nearest such point. In L2, ``z`` is first clipped to [0, 1] and the change then
+    shortened to ε. In the other order, what the clip takes from the change would be lost.
+    """
+    check_norm(norm)
+    if norm == "linf":
+        return torch.clamp(z, min=x - eps, max=x + eps).clamp_(0, 1)
+    change = z.clamp(0, 1) - x
+    tiny = torch.finfo(x.dtype).tiny
+    shrink = (eps / length(change, norm).clamp(min=tiny)).clamp(max=1)
+    return (x + per_image(shrink, change) * change).clamp(0, 1)  # against rounding
+
+
+def within_reach(eps: float, norm: str, x: Tensor) -> float:
+    """ε, or the diameter of all images where it is less: a larger ball holds no more of them."""
+    return min(float(eps), 1.0 if norm == "linf" else math.sqrt(x[:1].numel()))
+
+
+def steepest(gradient: Tensor, norm: str = "linf") -> Tensor:
+    """The step of length 1 that climbs fastest: the sign, or the gradient over its length.
+
+    Where an image's gradient is zero the step is zero, not NaN.
+    """
+    check_norm(norm)
+    if norm == "linf":
+        return gradient.sign()
+    size = length(gradient, norm)
+    # Two divisions: the inverse of a very short length would overflow.
+    scale = gradient.flatten(1).abs().amax(1)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    ratio = torch.where(size == 0, torch.ones_like(size), size / scale)
+    return gradient / per_image(scale, gradient) / per_image(ratio, gradient)
+
+
+def uniforms(
+    shape: tuple[int, ...], index: Tensor, seed: int, stream: int, *, device: torch.device
+) -> Tensor:
+    """Float32 draws ``[N, *shape]`` in [0, 1), one row for each of ``index`` (int64 ``[N]``)."""
+    generator = torch.Generator("cpu")
+    draws = torch.empty(len(index), *shape, dtype=torch.float32, device="cpu")
+    for row, key in zip(draws, index.tolist(), strict=True):
+        # The CPU generator keeps 32 bits of its seed: spread the keys over them.
+        generator.manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA6B + key) % 2**32)
+        row.uniform_(0, 1, generator=generator)
+    return draws.to(device)
+
+
+def in_ball(x: Tensor, eps: float, norm: str, index: Tensor, seed: int, stream: int = 0) -> Tensor:
+    """Points drawn uniformly from the ball around ``x``, then clipped to [0, 1]."""
+    check_norm(norm)
+    shape = tuple(x.shape[1:])
+    if norm == "linf":
+        draws = uniforms(shape, index, seed, stream, device=x.device).to(x.dtype)
+        return project(x + eps * (2 * draws - 1), x, eps)
+    pixels = x[0].numel()
+    draws = uniforms((pixels + 1,), index, seed, stream, device=x.device).double()
+    # A normal draw points in a uniform direction; the radius grows like U^(1/pixels).
+    normal = torch.special.ndtri(draws[:, 1:].clamp(1e-9, 1 - 1e-9)).view(x.shape)
+    radius = eps * draws[:, 0] ** (1 / pixels)
+    change = per_image(radius, normal) * steepest(normal, "l2")
+    return project(x + change.to(x.dtype), x, eps, "l2")
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """``[N]`` made to multiply ``like``, ``[N, ...]``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def keyed(*keys: int, device: torch.device | str = "cpu") -> Generator:
+    """A generator whose draws follow from a few integers."""
+    seed = int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 1)
+    return Generator(device).manual_seed(seed)

@@ -1,0 +1,172 @@
+"""Image files of any size and mode as tensors, and folders of them with their classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_WORDNET = re.compile(r"n\d{8}")
+
+
+class Listing(NamedTuple):
+    """Image files and their labels."""
+
+    files: list[Path]
+    labels: list[int]
+
+
+def list_folder(folder: str | Path) -> Listing:
+    """The images of an ImageNet-like folder, sorted by name.
+
+    Either one folder for each class (labels 0, 1, ... in the order of their names), or plain files
+    whose names begin with the class index, as in ``0002_shark.jpg``. Other plain files get label 0,
+    which is enough for denoising. Where labels must be ImageNet's, take :func:`list_imagenet`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no images.
+    """
+    folder = _folder(folder)
+    classes = _classes(folder)
+    files, labels = [], []
+    if classes:
+        for label, name in enumerate(classes):
+            found = _images(name.rglob("*"))
+            files += found
+            labels += [label] * len(found)
+    else:
+        files = _images(folder.iterdir())
+        heads = [path.name.split("_")[0] for path in files]
+        labels = [int(head) if head.isdigit() else 0 for head in heads]
+    return _listing(folder, files, labels)
+
+
+def imagenet_classes() -> list[str]:
+    """The 1,000 names of ImageNet's classes, in the order of their indices (torchvision's)."""
+    from torchvision.models import ResNet50_Weights
+
+    return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
+
+
+def list_imagenet(folder: str | Path) -> Listing:
+    """The images of a folder with ImageNet's class indices as labels, sorted by name.
+
+    One folder for each class, named by its index (``2`` or ``0002``) or by its name as torchvision
+    has it (``great white shark``; capitals and underscores do not matter); or all 1,000 folders by
+    their WordNet ids; or plain files whose names begin with the index (``0002_shark.jpg``).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no images, or a name says no class (what was expected is shown).
+    """
+    folder = _folder(folder)
+    classes = _classes(folder)
+    if not classes:
+        files = _images(folder.iterdir())
+        return _listing(folder, files, [_index(path.name.split("_")[0], path) for path in files])
+    if all(_WORDNET.fullmatch(path.name) for path in classes) and len(classes) == 1000:
+        numbers = dict(zip(classes, range(1000), strict=True))
+    else:
+        numbers = {path: _index(path.name, path) for path in classes}
+    pairs = [(file, n) for path, n in numbers.items() for file in _images(path.rglob("*"))]
+    return _listing(folder, [file for file, _ in pairs], [n for _, n in pairs])
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """An image file as uint8 ``[3, H, W]``, its shorter side scaled to 8/7 of ``size``.
+
+    Grey becomes colour, 16 bits become 8, what is transparent is laid on white, and a photograph
+    is turned upright as its camera noted.
+
+    Raises:
+        RuntimeError: the file cannot be read as an image, or its values have no known range; the
+            message names it.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image = _rgb(ImageOps.exif_transpose(file), path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RuntimeError(f"{path} cannot be read as an image: {error}") from error
+    scale = size * 8 / 7 / min(image.size)
+    wanted = [max(size, round(length * scale)) for length in image.size]
+    if list(image.size) != wanted:
+        image = image.resize(wanted, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def load_folder(listing: Listing, size: int = 224) -> tuple[Tensor, Tensor]:
+    """The centres of images: float32 ``[N, 3, size, size]`` in [0, 1], and int64 labels ``[N]``.
+
+    Raises:
+        RuntimeError: a file cannot be read; the message names it.
+    """
+    cut = []
+    for path in listing.files:
+        image = read_image(path, size)
+        top, left = ((length - size) // 2 for length in image.shape[1:])
+        cut.append(image[:, top : top + size, left : left + size])
+    return torch.stack(cut).float().div_(255), torch.tensor(listing.labels)
+
+
+def _rgb(image, path: Path):
+    """A Pillow image of any mode with three channels of 8 bits."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 2**16 - 1:
+            raise RuntimeError(
+                f"{path}: expected grey values of 8 or 16 bits, got {values.min()} to "
+                f"{values.max()}"
+            )
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise RuntimeError(f"{path}: grey values are floats of unknown range; store 8 or 16 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    return image.convert("RGB")
+
+
+def _index(text: str, path: Path) -> int:
+    """The class that a name says."""
+    names = imagenet_classes()
+    plain = {name.lower().replace("_", " "): k for k, name in reversed(list(enumerate(names)))}
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    found = plain.get(text.lower().replace("_", " "))
+    if found is None:
+        examples = ", ".join(f"'{k:04d}' or '{names[k]}'" for k in (2, 281, 967))
+        raise ValueError(f"{path}: {text!r} says no ImageNet class; expected such as {examples}")
+    return found
+
+
+def _folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    return folder
+
+
+def _classes(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _images(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+
+
+def _listing(folder: Path, files: list[Path], labels: list[int]) -> Listing:
+    if not files:
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return Listing(files, labels)

@@ -1,0 +1,301 @@
+"""Images by name: ``load("mnist", "test")`` -> images ``[N, C, H, W]`` in [0, 1], labels ``[N]``.
+
+MNIST has two profiles. ``quick`` is a sample of 5,000 real digits that travels with the package;
+``full`` is the whole data set, found on disk or downloaded. The 1,000 validation and 1,000 test
+digits of the sample are MNIST *training* digits, so they are taken out of the full training split:
+no model trained with this module has seen them, whatever the profile. Of CIFAR-10's 50,000 training
+images, 5,000 are held out for validation in the same way.
+
+``"cifar10-jpeg"`` is **not** CIFAR-10, but a copy of it whose images were stored as JPEG files
+(quality 75), in another order. That removes fine detail and favours purifiers, so its results are
+named "CIFAR-10 (JPEG copy)" wherever they stand. ``"cifar10-20"`` are the first 20 test images of
+the original, from the package foolbox: enough to look at, without a download. ``"photographs"`` are
+two that travel with the package, a cat and a cup of coffee at 224 × 224, with ImageNet's labels.
+
+Sets too large for memory are streamed: see :mod:`apudae.training`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ..core.files import verify
+
+SPLITS = ("train", "validation", "test")
+PROFILES = ("quick", "full")
+SAMPLE = Path(__file__).parent / "samples" / "mnist_5k.npz"
+PHOTOGRAPHS = SAMPLE.with_name("photographs.npz")
+# SHA-256 of the bundled sample (made by scripts/bundle_mnist.py) and of the four MNIST files,
+# unpacked, as torchvision leaves them in <root>/MNIST/raw.
+SHA256 = {
+    "mnist_5k.npz": "66500fbe1a569189a3076ba7c2d8c19c2b72e975fdc984a9e57e681d936d4f24",
+    "photographs.npz": "3ef4239504528374306df2e484e68b166ccd4776f851299764fd58c2541fc6b3",
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "cifar10_jpeg.npz": "32674ba93de041a5f0eac7c3eb27f7c50a34dc402eb08fe528010a8cc6e609eb",
+}
+_MNIST_FILES = tuple(name for name in SHA256 if name.endswith("-ubyte"))
+_CIFAR_FILES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta")
+# What a table calls a set.
+TITLES = {
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
+    "cifar10-20": "CIFAR-10 (20 test images)",
+    "photographs": "two photographs",
+}
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+class Split(NamedTuple):
+    """Images ``[N, C, H, W]``, float32 in [0, 1] or uint8, and labels int64 ``[N]``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def take(self, n: int) -> Split:
+        """The first ``n`` images and labels: of the bundled digits a random sample."""
+        return Split(self.images[:n], self.labels[:n])
+
+
+def load(
+    name: str,
+    split: str = "test",
+    *,
+    profile: str | None = None,
+    root: str | Path | None = None,
+    download: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Split:
+    """Load one split of a data set into memory.
+
+    ==========  ====================  =============================  ===============
+    split       ``mnist``, ``quick``  ``mnist``, ``full``            ``cifar10``
+    ==========  ====================  =============================  ===============
+    train       3,000 digits          58,000: all but the held-out   45,000 images
+    validation  1,000 digits          the same 1,000                 the other 5,000
+    test        1,000 digits          the 10,000 official digits     10,000
+    ==========  ====================  =============================  ===============
+
+    The original CIFAR-10 is fetched through torchvision. Its home is slow; name another address of
+    ``cifar-10-python.tar.gz`` in ``$APUDAE_CIFAR10_URL``. The JPEG copy is read from
+    ``<root>/cifar10_jpeg/cifar10_jpeg.npz`` and never downloaded.
+
+    Args:
+        name: ``"mnist"``, ``"cifar10"``, ``"cifar10-jpeg"``, ``"cifar10-20"`` or ``"photographs"``
+            (test only).
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        profile: ``"quick"`` or ``"full"``; by default ``$APUDAE_PROFILE``, else ``"quick"``. Only
+            MNIST has both.
+        root: where to look for full data sets first; by default ``$APUDAE_DATA``. Then the
+            user's cache (``$XDG_CACHE_HOME/apudae``, else ``~/.cache/apudae``) is searched.
+        download: fetch a missing full data set into the cache, with a progress bar.
+        dtype: ``torch.float32``, or ``torch.uint8`` for training: a quarter of the memory.
+
+    Raises:
+        ValueError: unknown name, split or profile; the message lists the known ones.
+        FileNotFoundError: the full data set is not here and could not be downloaded.
+        RuntimeError: a damaged file; the message names it and both checksums.
+    """
+    profile = profile or os.environ.get("APUDAE_PROFILE", "quick")
+    for value, known, what in (
+        (name, tuple(_LOADERS), "data set"),
+        (split, SPLITS, "split"),
+        (profile, PROFILES, "profile"),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    if dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f"dtype: expected torch.float32 or torch.uint8, got {dtype}")
+    images, labels = _LOADERS[name](split, profile, root, download)
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    if dtype == torch.float32:
+        pixels = pixels.float().div_(255)
+    return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
+
+
+def sample_index(split: str) -> np.ndarray:
+    """Positions of a bundled split's digits among the 60,000 MNIST training images."""
+    with _open_sample() as sample:
+        return sample[f"{split}_index"].astype(np.int64)
+
+
+def _open_sample() -> np.lib.npyio.NpzFile:
+    verify(SAMPLE, SHA256[SAMPLE.name])
+    return np.load(SAMPLE)
+
+
+Pixels = tuple[np.ndarray, np.ndarray]
+
+
+def _load_mnist(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    if profile == "quick" or split == "validation":
+        with _open_sample() as sample:
+            return sample[f"{split}_images"][:, None], sample[f"{split}_labels"]
+    from torchvision.datasets import MNIST  # slow to import, and only the full profile needs it
+
+    folder = _find("MNIST", "MNIST/raw", _MNIST_FILES, root, download, MNIST)
+    for name in _MNIST_FILES:
+        verify(folder / "MNIST" / "raw" / name, SHA256[name])
+    whole = MNIST(folder, train=split == "train", download=False)
+    images, labels = whole.data.numpy(), whole.targets.numpy()
+    if split == "train":
+        keep = np.ones(len(images), dtype=bool)
+        keep[sample_index("validation")] = keep[sample_index("test")] = False
+        images, labels = images[keep], labels[keep]
+    return images[:, None], labels
+
+
+def _load_cifar10(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    from torchvision.datasets import CIFAR10
+
+    address = os.environ.get("APUDAE_CIFAR10_URL", CIFAR10.url)
+    source = type("CIFAR10", (CIFAR10,), {"url": address})
+    folder = _find("CIFAR-10", CIFAR10.base_folder, _CIFAR_FILES, root, download, source)
+    whole = CIFAR10(folder, train=split != "test", download=False)  # checks its MD5 sums
+    images, labels = whole.data.transpose(0, 3, 1, 2), np.array(whole.targets)
+    return _held_out(images, labels, split)
+
+
+def _load_cifar10_jpeg(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    from PIL import Image
+
+    given = root or os.environ.get("APUDAE_DATA")
+    path = Path(given or _cache()).expanduser() / "cifar10_jpeg" / "cifar10_jpeg.npz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the JPEG copy of CIFAR-10 is not on this machine: looked for {path}. Set APUDAE_DATA "
+            "to the folder that holds cifar10_jpeg/, or use 'cifar10', the original."
+        )
+    verify(path, SHA256[path.name])
+    with np.load(path) as stored:
+        jpeg, offset = stored["jpeg"].tobytes(), stored["offset"]
+        chosen = np.flatnonzero(stored["is_test"] == (split == "test"))
+        labels = stored["label"][chosen]
+    files = (io.BytesIO(jpeg[offset[k] : offset[k + 1]]) for k in chosen)
+    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return _held_out(images.transpose(0, 3, 1, 2), labels, split)
+
+
+def _load_cifar10_20(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    from PIL import Image
+
+    if split != "test":
+        raise ValueError(f"split: 'cifar10-20' has test images only, got {split!r}")
+    found = importlib.util.find_spec("foolbox")  # found, not imported: that takes seconds
+    places = [Path(place) / "data" for place in (found.submodule_search_locations if found else ())]
+    paths = sorted(path for place in places for path in place.glob("cifar10_*.png"))
+    if not paths:
+        raise FileNotFoundError(
+            "the 20 CIFAR-10 images come with the package foolbox: pip install foolbox"
+        )
+    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    labels = np.array([int(path.stem.split("_")[2]) for path in paths])
+    return images.transpose(0, 3, 1, 2), labels
+
+
+def _load_photographs(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+    if split != "test":
+        raise ValueError(f"split: 'photographs' are test images only, got {split!r}")
+    verify(PHOTOGRAPHS, SHA256[PHOTOGRAPHS.name])
+    with np.load(PHOTOGRAPHS) as stored:
+        return stored["images"][:, :, 16:-16, 16:-16], stored["labels"]
+
+
+def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> Pixels:
+    """Of training images a tenth, the same ones each time, is the validation split."""
+    if split == "test":
+        return images, labels
+    order = np.random.RandomState(0).permutation(len(images))
+    chosen = order[: len(images) // 10] if split == "validation" else order[len(images) // 10 :]
+    return images[chosen], labels[chosen]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apudae"
+
+
+def _find(
+    title: str,
+    folder: str,
+    files: tuple[str, ...],
+    root: str | Path | None,
+    download: bool,
+    source: Callable[..., object],
+) -> Path:
+    """The root that holds ``folder`` with all ``files``; downloaded into the cache if need be."""
+    given = root or os.environ.get("APUDAE_DATA")
+    candidates = [Path(given).expanduser()] if given else []
+    candidates.append(_cache())
+
+    def complete(candidate: Path) -> bool:
+        return all((candidate / folder / name).is_file() for name in files)
+
+    for candidate in candidates:
+        if complete(candidate):
+            return candidate
+        if given and candidate == candidates[0]:
+            warnings.warn(f"{candidate} holds no {folder}; looking in {_cache()}", stacklevel=4)
+    reason = "downloading was switched off"
+    if download:
+        try:
+            return _download(source, Path(folder).parts[0], _cache(), lambda: complete(_cache()))
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            reason = f"the download failed ({error})"
+    looked = ", ".join(str(candidate / folder) for candidate in candidates)
+    hint = " or use profile='quick', which needs no download." if title == "MNIST" else ""
+    raise FileNotFoundError(
+        f"the full {title} data set is not on this machine: looked in {looked}; {reason}. "
+        f"Put its unpacked files ({', '.join(files)}) in a folder <root>/{folder} and "
+        f"set APUDAE_DATA=<root>,{hint}".rstrip(",")
+    )
+
+
+def _download(
+    source: Callable[..., object], folder: str, cache: Path, complete: Callable[[], bool]
+) -> Path:
+    """Download aside, verify, then move into place: an interrupted run leaves nothing behind.
+
+    One process at a time: those that waited find the set in place.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{folder}.lock"):
+        if complete():
+            return cache
+        aside = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
+        try:
+            source(aside, download=True)
+            for archive in aside.rglob("*.gz"):
+                archive.unlink()
+            shutil.rmtree(cache / folder, ignore_errors=True)  # an incomplete older copy
+            (aside / folder).rename(cache / folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return cache
+
+
+_LOADERS = {
+    "mnist": _load_mnist,
+    "cifar10": _load_cifar10,
+    "cifar10-jpeg": _load_cifar10_jpeg,
+    "cifar10-20": _load_cifar10_20,
+    "photographs": _load_photographs,
+}

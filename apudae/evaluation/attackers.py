@@ -1,0 +1,252 @@
+"""Which attacks a model is put under, and how much each may cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import attacks
+from ..attacks.adaptive import (
+    BPDA,
+    EOT,
+    KNOWN_DRAW,
+    Averaged,
+    Fixed,
+    ReconstructionAware,
+    Surrogate,
+    Uncut,
+)
+from ..attacks.objective import cross_entropy
+from ..attacks.straight_through import StraightThrough
+from ..core.calling import ask, differentiable, evaluating
+from ..purification.adaptive import Adaptive
+from ..purification.purifier import Defended, Purifier
+from ..purification.surrogates import smooth
+
+Attacked = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an attacker may spend.
+
+    Attributes:
+        pgd: steps of PGD, and of BPDA, the surrogates and the reconstruction-aware attack.
+        apgd: steps of APGD.
+        restarts: of APGD on the cross-entropy.
+        targets: classes that APGD on the targeted DLR tries.
+        queries: of Square.
+        draws: of a random model, per gradient (EOT).
+        weights: λ of the reconstruction-aware attack.
+        curve: images that the curves are drawn for.
+        scoring: of a random model, draws per image to choose its attack, and as many fresh ones to
+            score it; 2 to 49.
+
+    Raises:
+        ValueError: another number of scoring draws, which would not be fresh.
+    """
+
+    pgd: int = 50
+    apgd: int = 50
+    restarts: int = 1
+    targets: int = 3
+    queries: int = 500
+    draws: int = 5
+    weights: tuple[float, ...] = (0.01, 0.1)
+    curve: int = 50
+    scoring: int = 20
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.scoring <= KNOWN_DRAW // 2:
+            raise ValueError(f"scoring: expected 2 to {KNOWN_DRAW // 2} draws, got {self.scoring}")
+
+
+BUDGETS = {
+    "quick": Budget(),
+    "reference": Budget(
+        pgd=200,
+        apgd=100,
+        restarts=5,
+        targets=9,
+        queries=5000,
+        draws=20,
+        weights=(0.003, 0.01, 0.03, 0.1, 0.3),
+        curve=100,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack of the protocol.
+
+    Attributes:
+        name: of the attack.
+        kind: see ``evaluation.report.Row``.
+        run: images, labels, index -> attacked images.
+        gradients: about how many passes through the model with a gradient it takes per image.
+        forwards: and how many without.
+        everywhere: attack all images, not only those that still stand.
+    """
+
+    name: str
+    kind: str
+    run: Attacked
+    gradients: float = 0
+    forwards: float = 0
+    everywhere: bool = False
+
+    @classmethod
+    def pgd(
+        cls,
+        model: nn.Module,
+        budget: Budget,
+        random: bool,
+        options: dict[str, Any],
+        *,
+        steps: int = 0,
+        draws: int = 0,
+    ) -> Attack:
+        """PGD along the exact gradient, on all images."""
+        steps, draws = steps or budget.pgd, (draws or budget.draws) if random else 1
+        view = EOT(Uncut(model), draws) if random else Uncut(model)
+        run = _with_gradients(attacks.pgd, view, random, options, steps=steps)
+        return cls("PGD", "white box", run, gradients=steps * draws, everywhere=True)
+
+
+def plan(
+    model: nn.Module,
+    x: Tensor,
+    budget: Budget,
+    *,
+    random: bool,
+    classes: int,
+    masked: bool = False,
+    **options: Any,
+) -> list[Attack]:
+    """The attacks on a model, in their order.
+
+    Those on all images come first, then those on what still stands; of these the cheap before the
+    expensive and the black box last, so that what it finds is what all white boxes missed.
+
+    Args:
+        model: images -> logits.
+        x: images, for the scale of the smooth surrogates.
+        budget: what they may cost.
+        random: whether to average over draws.
+        classes: that the model knows.
+        masked: whether the gradient looks as if something hid it.
+        options: ``eps``, ``norm``, ``seed`` and ``batch_size`` of all of them.
+    """
+    draws = budget.draws if random else 1
+    found: list[Attack] = []
+
+    def add(
+        name: str, kind: str, attack: Callable, view: nn.Module, share: float = 1, **more: Any
+    ) -> None:
+        """``share`` is the cost of a pass, relative to one with the exact gradient."""
+        view = EOT(view, draws) if random and kind != "ablation" else view
+        runs = more.get("restarts", 1) * (targets if more.get("loss") == "dlr-targeted" else 1)
+        run = _with_gradients(attack, view, random, options, **more)
+        cost = share * more["steps"] * runs * (1 if kind == "ablation" else draws)
+        found.append(Attack(name, kind, run, cost, everywhere=kind == "ablation"))
+
+    targets = min(budget.targets, classes - 1)
+    pgd, apgd = {"steps": budget.pgd}, {"steps": budget.apgd}
+    ball = {k: options[k] for k in ("eps", "norm", "seed")}
+    noise = _on(model, partial(attacks.noise, **ball))
+    found.append(Attack("noise", "input", noise, forwards=1, everywhere=True))
+    found.append(Attack.pgd(model, budget, random, options))
+    same = not isinstance(model, Defended) or _keeps_shape(model.purifier, x[:1])
+    if isinstance(model, Defended):
+        transfer = _on(model.classifier, partial(attacks.pgd, **options, **pgd))
+        found.append(Attack("transfer", "black box", transfer, forwards=1, everywhere=True))
+        if same:
+            add("BPDA", "white box", attacks.apgd, BPDA(model), 0.4, **apgd)
+        if isinstance(model.purifier, Purifier):
+            add("BPDA, averaged", "white box", attacks.apgd, Averaged(model), 0.5, **apgd)
+            without = isinstance(model.purifier.dae, nn.Identity)  # no error to keep low
+            for weight in () if without else budget.weights:
+                name = f"reconstruction-aware, λ = {weight:g}"
+                add(name, "white box", attacks.pgd, ReconstructionAware(model, weight), 0.4, **pgd)
+        walk = getattr(model.purifier, "widest", model.purifier)  # of several walks, as in SOAP
+        if isinstance(walk, Adaptive):
+            flat = x[0].numel() ** 0.5 if options["norm"] == "l2" else 1
+            for name, other in smooth(walk, x[:50], radius=options["eps"] / flat).items():
+                view = Surrogate(model, Defended(model.classifier, other))
+                add(f"surrogate: {name}", "surrogate", attacks.apgd, view, 1.3, **apgd)
+    if masked and not isinstance(getattr(model, "purifier", None), Purifier):
+        view = StraightThrough.of(model, x[:5])
+        if view is not None:
+            add("straight-through", "white box", attacks.apgd, view, **apgd)
+    if random:
+        add("one known draw", "ablation", attacks.apgd, Fixed(model), **apgd)
+    exact = Uncut(model)
+    add("APGD-CE", "white box", attacks.apgd, exact, restarts=budget.restarts, **apgd)
+    if classes >= 4:
+        more = {"loss": "dlr-targeted", "targets": targets}
+        add("APGD-DLR", "white box", attacks.apgd, exact, **more, **apgd)
+    else:
+        add("APGD-margin", "white box", attacks.apgd, exact, loss="margin", **apgd)
+    view = EOT(model, draws) if random else model
+    options = options | {"queries": budget.queries, "early_stop": not random}
+    square = _on(view, partial(attacks.square, **options))
+    found.append(Attack("Square", "black box", square, forwards=budget.queries * draws))
+    return found
+
+
+def seconds_per_pass(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Seconds per image with a gradient and without, on up to 32 images, after a first try."""
+    x, y = x[:32], y[:32]
+
+    def wait() -> float:
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter()
+
+    able = differentiable(model, x[:1])
+
+    def gradient() -> None:
+        with torch.set_grad_enabled(able):
+            z = x.detach().requires_grad_(True)
+            loss = cross_entropy(ask(model, z), y).sum()
+            if loss.requires_grad:
+                torch.autograd.grad(loss, z, allow_unused=True)
+
+    def forward() -> None:
+        with torch.no_grad():
+            ask(model, x)
+
+    taken = []
+    with evaluating(model), torch.inference_mode(False):
+        for job in (gradient, forward):
+            job()
+            start = wait()
+            job()
+            taken.append((wait() - start) / len(x))
+    return taken[0], taken[1]
+
+
+def _keeps_shape(purifier: nn.Module, x: Tensor) -> bool:
+    with torch.random.fork_rng(), torch.enable_grad():
+        return purifier(x).shape == x.shape
+
+
+def _with_gradients(
+    attack: Callable, view: nn.Module, random: bool, options: dict[str, Any], **more: Any
+) -> Attacked:
+    # A first success is one only if the model gives the same answer again.
+    return _on(view, partial(attack, early_stop=not random, **options, **more))
+
+
+def _on(model: nn.Module, attack: Callable[..., Tensor]) -> Attacked:
+    def run(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        return attack(model, x, y, index=index)
+
+    return run

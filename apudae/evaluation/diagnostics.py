@@ -1,0 +1,236 @@
+"""Signs that a measured robustness is not one.
+
+Each rule of :data:`RULES` says when it is raised, what that means and what to do. The checks look
+at a model (:func:`inspect_model`) or at what attacks left of it (:mod:`apudae.evaluation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.objective import cross_entropy, margin
+from ..core.calling import ask, differentiable, evaluating, looks_like_probabilities
+from ..core.norms import in_ball, steepest
+from ..core.scores import paired_difference
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a warning is raised, what it means, what to do."""
+
+    raised_if: str
+    means: str
+    do: str
+
+
+RULES: dict[str, Rule] = {
+    "few images": Rule(
+        "fewer than 20 images are measured",
+        "the interval is so wide that hardly any claim fits beside it",
+        "measure more images",
+    ),
+    "random forward": Rule(
+        "the same images get other logits when asked again",
+        "one lucky draw is not a success, one unlucky draw not a defense; gradients are noisy",
+        "average gradients over draws (EOT), score on fresh draws; this protocol does both",
+    ),
+    "probabilities": Rule(
+        "no output is negative and each row sums to 1",
+        "a softmax that is sure of itself hardly moves, whatever the loss: attacks get weak",
+        "return the values before the softmax",
+    ),
+    "zero gradients": Rule(
+        "for more than half of the images the cross-entropy has no gradient, or one below 1e-12",
+        "gradient attacks cannot start there: a rounding, a cut graph, a saturated softmax",
+        "name the parts, Defended(classifier, purifier), so that BPDA can go round; use a "
+        "loss that does not saturate (DLR) and attacks without gradients (Square)",
+    ),
+    "misleading gradients": Rule(
+        "a small step along the gradient changes the margin by less than a third of what the "
+        "gradient promises, or by more than three times that, at the median image",
+        "the gradient is masked; an attack that follows it may be weaker than others",
+        "attack through smooth stand-ins (surrogates, BPDA), and trust the strongest only",
+    ),
+    "unseen optimisation": Rule(
+        "the model optimises something in its forward pass (autograd runs inside), and its "
+        "gradient does not match what it does",
+        "the attack does not see the inner optimisation, because it is cut off or masked by its "
+        "steps",
+        "take the inner gradient with create_graph=True and update by expressions, not in place; "
+        "then attack smooth surrogates of its steps",
+    ),
+    "mask not found": Rule(
+        "the gradient looks masked, the model's parts are not named, and no rounding or cut that "
+        "a gradient could be passed through was found inside",
+        "only attacks without gradients try this model in earnest; its accuracy is likely lower",
+        "name the parts, Defended(classifier, purifier), or hand in an attack of your own",
+    ),
+    "black box wins": Rule(
+        "Square or the transfer attack misleads clearly more images than the white box did",
+        "who knows less cannot do more: the gradients are masked or the white box is too weak",
+        "look at the gradients; attack stand-ins, with more steps and restarts",
+    ),
+    "noise wins": Rule(
+        "random points of the ball are misread clearly more often than attacked ones",
+        "the attack does not work at all",
+        "look at the gradients and at the signs of losses and steps",
+    ),
+    "more steps are weaker": Rule(
+        "an attack with more steps leaves clearly more images standing",
+        "the attack does not converge: its gradients are noise, or its step size is wrong",
+        "average over more draws; try other step sizes; use APGD, which sets its own",
+    ),
+    "does not fall": Rule(
+        "under an ε at which every image can become grey, more than a tenth still stands",
+        "no image that grey holds its digit: the attack fails, not the attacker",
+        "do not report the number at the smaller ε; find out why the attack fails",
+    ),
+}
+# Warnings of a gradient that does not tell what the model does.
+MASKS = ("zero gradients", "misleading gradients", "unseen optimisation")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that was raised, with what was seen; prints as a sentence each."""
+
+    name: str
+    seen: str
+
+    def __str__(self) -> str:
+        rule = RULES[self.name]
+        return (
+            f"{self.name}: {self.seen}. Raised if {rule.raised_if}. It means: {rule.means}. "
+            f"What to do: {rule.do}."
+        )
+
+
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether a module says so, or logits differ from draw to draw by more than rounding.
+
+    20 draws of all images; of large ones, which may take a second each, 2 of all and 20 of the
+    first eight. A model that is random only now and then can pass for one that is not.
+    """
+    if any(getattr(module, "random", False) is True for module in model.modules()):
+        return True  # it says so itself
+    with evaluating(model), torch.no_grad():
+        few = x[: max(8, 2**18 // x[0].numel())]
+        for part, draws in ((x, 2), (few, 20)):
+            index = torch.arange(len(part))
+            first = ask(model, part, index=index)
+            for draw in range(1, draws):
+                again = ask(model, part, draw=draw, index=index)
+                if not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True):
+                    return True
+    return False
+
+
+def inspect_model(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str = "linf", random: bool = False
+) -> list[Finding]:
+    """Look at a model's outputs and gradients before it is attacked.
+
+    Args:
+        model: images -> logits.
+        x: some images ``[N, C, H, W]`` in [0, 1]; 20 to 50 are enough.
+        y: int64 labels ``[N]``.
+        eps: the radius it will be attacked within; what is looked at is drawn from that ball.
+        norm: ``"linf"`` or ``"l2"``.
+        random: the model is known to be random.
+    """
+    found = []
+    z = in_ball(x, eps, norm, torch.arange(len(x)), seed=1)
+    with evaluating(model), torch.inference_mode(False):
+        z = z.clone()
+        with torch.no_grad(), _inner_gradients() as calls:
+            logits = ask(model, z)
+        if random:
+            found.append(Finding("random forward", "two calls do not agree"))
+        if looks_like_probabilities(logits):
+            found.append(Finding("probabilities", "every row looks like a distribution"))
+        slope, zero = _gradient(model, z, y)
+        if zero > 0.5:
+            found.append(Finding("zero gradients", f"{100 * zero:.0f} % of {len(x)} images"))
+        with torch.no_grad():  # a random model that is told its draw keeps it
+            steady = not random or torch.allclose(ask(model, z), logits, rtol=1e-4, atol=1e-5)
+        ratio = _agreement(model, z, y, slope, eps, norm) if steady else None
+        seen = ""
+        if ratio is not None and not 1 / 3 <= ratio <= 3:
+            seen = f"the margin changes {ratio:.2g} times as much as the gradient promises"
+        elif ratio is None and steady:
+            seen = "the margin has no gradient"
+        if seen and calls:
+            seen = f"{len(calls)} inner gradients in one forward pass, and {seen}"
+            found.append(Finding("unseen optimisation", seen))
+        elif seen and ratio is not None:
+            found.append(Finding("misleading gradients", seen))
+    return found
+
+
+def is_cut(model: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether the margin of most images has no gradient, so that no loss has one."""
+    with evaluating(model):
+        slope, _ = _gradient(model, x, y)
+    return (slope.flatten(1).abs().amax(1) == 0).float().mean().item() > 0.5
+
+
+@contextmanager
+def _inner_gradients() -> Iterator[list[str]]:
+    """Calls of autograd while open: a forward pass that makes some optimises something."""
+    calls: list[str] = []
+    run = torch.autograd._engine_run_backward  # what grad and backward call, however imported
+
+    def counted(*args, **kwargs):
+        calls.append("backward")
+        return run(*args, **kwargs)
+
+    torch.autograd._engine_run_backward = counted
+    try:
+        yield calls
+    finally:
+        torch.autograd._engine_run_backward = run
+
+
+def _gradient(model: nn.Module, z: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    """The margin's gradient, and the share of images whose cross-entropy has none."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        if not differentiable(model, z[:1]):
+            return torch.zeros_like(z), 1.0
+        logits = ask(model, z)
+        if not logits.requires_grad:
+            return torch.zeros_like(z), 1.0
+        parts = []
+        for loss, keep in ((cross_entropy, True), (margin, False)):
+            total = loss(logits, y).sum()
+            (g,) = torch.autograd.grad(total, z, retain_graph=keep, allow_unused=True)
+            parts.append(torch.zeros_like(z) if g is None else g.nan_to_num(0.0))
+    steep, slope = parts
+    return slope, (steep.flatten(1).abs().amax(1) < 1e-12).float().mean().item()
+
+
+@torch.no_grad()
+def _agreement(
+    model: nn.Module, z: Tensor, y: Tensor, slope: Tensor, eps: float, norm: str
+) -> float | None:
+    """Change of the margin along the gradient's step over what the gradient promises: the median.
+
+    None where no image has a gradient.
+    """
+    step = steepest(slope, norm) * (eps / 20)
+    there, back = (margin(ask(model, z + side * step), y) for side in (1, -1))
+    promised = 2 * (slope * step).flatten(1).sum(1)
+    able = promised > 0
+    if not able.any():
+        return None
+    return ((there - back)[able] / promised[able]).median().item()
+
+
+def clearly_fewer(first: Tensor, second: Tensor) -> bool:
+    """Whether ``second`` is right on clearly fewer images than ``first`` (outcomes or rates)."""
+    return len(first) > 0 and paired_difference(first, second).high < 0

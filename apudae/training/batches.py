@@ -1,0 +1,193 @@
+"""Where a training loop's batches come from: sets in memory, or folders that are streamed.
+
+A source has a length ``n`` and a method ``epoch(number)`` that yields ``(images, labels, share)``:
+float32 images ``[B, C, H, W]`` in [0, 1] and int64 labels ``[B]`` on the training device, and the
+share of the whole batch that this process got, times the number of processes (1 if there is one).
+The order follows from the seed and the epoch's number alone, so a run that was interrupted after
+an epoch goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ..core import processes
+from ..core.arguments import check_count, check_labels
+from ..core.files import fingerprint
+from ..core.norms import keyed
+from ..data.files import Listing, read_image
+
+Batch = tuple[Tensor, Tensor, float]
+
+
+def shares(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, float]]:
+    """This process's part of each batch of an epoch: indices ``[B]``, never empty, and its share.
+
+    Every index comes once over all processes. Where a last batch has too few for all of them, the
+    others get an image that counts nothing (share 0): they must keep step.
+    """
+    world, rank = processes.world(), processes.rank()
+    order = torch.randperm(n, generator=keyed(seed, epoch))
+    for batch in order.split(batch_size):
+        mine = batch[rank::world]
+        share = len(mine) * world / len(batch)
+        yield (mine, share) if len(mine) else (batch[:1], 0.0)
+
+
+class InMemory:
+    """A set that lives on the training device as 8-bit pixels, and is augmented there.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8, or float32 in [0, 1] (kept as they are).
+        labels: int64 ``[N]``.
+        batch_size: images per step, over all processes.
+        augment: mirror images at random and shift them by up to 4 pixels (the border reflected).
+        seed: of order and augmentation.
+        device: where to keep them.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        augment: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_count(batch_size, "batch_size")
+        check_count(len(images), "images")
+        check_labels(labels, len(images), name="labels")
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.n, self.batch_size = len(images), batch_size
+        self.augment, self.seed = augment, seed
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch_size)
+
+    def look(self) -> tuple[Tensor, Tensor]:
+        """All labels, and one image ``[1, C, H, W]``."""
+        example = self.images[:1]
+        return self.labels, example.float() / 255 if example.dtype == torch.uint8 else example
+
+    def fingerprint(self) -> str:
+        """Of images and labels, so that a run is resumed on the same ones."""
+        return f"{fingerprint(self.images)[:16]} {fingerprint(self.labels % 256 / 255)[:16]}"
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        device = self.images.device
+        draws = keyed(self.seed, number, 1, processes.rank(), device=device)
+        for index, share in shares(self.n, self.batch_size, self.seed, number):
+            index = index.to(device, non_blocking=True)
+            x = self.images[index]
+            if x.dtype == torch.uint8:
+                x = x.float().div_(255)
+            yield (flip_and_shift(x, draws) if self.augment else x), self.labels[index], share
+
+
+def flip_and_shift(x: Tensor, draws: Generator, reach: int = 4) -> Tensor:
+    """Each image mirrored with probability 1/2 and shifted by up to ``reach`` pixels."""
+    n, _, height, width = x.shape
+    flip, top, left = torch.rand(3, n, generator=draws, device=x.device)
+    top, left = ((u * (2 * reach + 1)).long()[:, None] for u in (top, left))
+    rows = top + torch.arange(height, device=x.device)
+    columns = left + torch.arange(width, device=x.device)
+    columns = torch.where((flip < 0.5)[:, None], columns.flip(1), columns)
+    padded = F.pad(x, (reach,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class _Decoded(Dataset):
+    """Files as uint8 images of one size; random crops follow from (seed, epoch, index)."""
+
+    def __init__(self, listing: Listing, size: int, crop: str, seed: int, epoch: int) -> None:
+        self.listing, self.size, self.crop = listing, size, crop
+        self.seed, self.epoch = seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.listing.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = read_image(self.listing.files[index], self.size)
+        room = [length - self.size for length in image.shape[1:]]
+        corner = [r // 2 for r in room]
+        if self.crop == "random":
+            u = torch.rand(3, generator=keyed(self.seed, self.epoch, 1, index)).tolist()
+            corner = [int(u[k] * (r + 1)) for k, r in enumerate(room)]
+            image = image.flip(2) if u[2] < 0.5 else image
+        top, left = corner
+        cut = image[:, top : top + self.size, left : left + self.size]
+        return cut.contiguous(), self.listing.labels[index]
+
+
+class Streamed:
+    """A folder's images, read and decoded ahead of time by worker processes.
+
+    Args:
+        listing: files and labels, from :mod:`apudae.data.files`.
+        size: of the square crops; the shorter side is scaled to 8/7 of it first.
+        crop: ``"random"`` (and mirrored at random) or ``"centre"``.
+        batch_size: images per step, over all processes.
+        seed: of order and crops.
+        workers: processes that decode; 0 decodes in this one.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        size: int = 224,
+        crop: str = "random",
+        batch_size: int = 32,
+        seed: int = 0,
+        workers: int = 2,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_count(size, "size")
+        check_count(batch_size, "batch_size")
+        check_count(workers, "workers", minimum=0)
+        if crop not in ("random", "centre"):
+            raise ValueError(f"crop: expected 'random' or 'centre', got {crop!r}")
+        self.listing, self.size, self.crop = listing, size, crop
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.device, self.n = torch.device(device), len(listing.files)
+
+    def __len__(self) -> int:
+        return math.ceil(self.n / self.batch_size)
+
+    def look(self) -> tuple[Tensor, Tensor]:
+        """All labels, and a grey image ``[1, 3, size, size]``."""
+        example = torch.full((1, 3, self.size, self.size), 0.5, device=self.device)
+        return torch.tensor(self.listing.labels), example
+
+    def fingerprint(self) -> str:
+        """Of names and labels, so that a run is resumed on the same ones."""
+        names = [(path.name, label) for path, label in zip(*self.listing, strict=True)]
+        return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        parts: Sequence[tuple[Tensor, float]] = list(
+            shares(self.n, self.batch_size, self.seed, number)
+        )
+        loader = DataLoader(
+            _Decoded(self.listing, self.size, self.crop, self.seed, number),
+            batch_sampler=[index.tolist() for index, _ in parts],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        for (x, y), (_, share) in zip(loader, parts, strict=True):
+            x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
+            yield x.float().div_(255), y, share

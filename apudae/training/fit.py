@@ -1,0 +1,435 @@
+"""What turns inside :func:`apudae.training.fit`: epochs, precision, averages, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import TqdmWarning
+
+from ..core import processes
+from ..core.arguments import check_count, check_images, check_labels, check_number
+from ..core.calling import evaluating
+from ..core.files import write_torch
+from ..core.norms import keyed
+from ..core.processes import precision_of
+from ..models.checkpoints import check_fits
+from .batches import InMemory, Streamed
+from .tasks import Task, classification
+
+with warnings.catch_warnings():
+    # Without ipywidgets the bar in a notebook is plain text, which is fine.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("one-cycle", "cosine", "constant")
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the loss: a GPU is waited for
+
+
+@dataclass
+class History:
+    """What happened, one entry per epoch: mean training loss, validation loss, seconds."""
+
+    loss: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class TrainingRun:
+    """One training run: everything that changes while it goes on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: InMemory | Streamed,
+        task: Task,
+        epochs: int,
+        settings: dict,
+        ema: float,
+        precision: str,
+        channels_last: bool,
+        compiled: bool,
+        seed: int,
+    ) -> None:
+        self.source, self.task, self.epochs, self.seed = source, task, epochs, seed
+        self.device = source.images.device if isinstance(source, InMemory) else source.device
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=self.layout)
+        self.dtype = precision_of(self.device) if precision == "auto" else PRECISIONS[precision]
+        scaled = self.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.optimizer, self.schedule = _optimizer(model, epochs * len(source), **settings)
+        self.settings = settings | {
+            "epochs": epochs,
+            "batch_size": source.batch_size,
+            "n": source.n,
+            "ema": ema,
+            "seed": seed,
+            "precision": str(self.dtype or torch.float32).removeprefix("torch."),
+            "augment": getattr(source, "augment", "crop"),
+            "size": getattr(source, "size", None),
+            "task": getattr(task, "name", task.__name__ if hasattr(task, "__name__") else "own"),
+            "images": source.fingerprint(),
+        }
+        self.average = None
+        if ema:
+            self.average = torch.optim.swa_utils.AveragedModel(
+                model,
+                multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema),
+                use_buffers=True,
+            )
+        self.history, self.done = History(), 0
+        self.called = torch.compile(model) if compiled else model
+        if processes.world() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.called = nn.parallel.DistributedDataParallel(self.called, device_ids=ids)
+
+    @torch.no_grad()
+    def check_classes(self) -> None:
+        """Raise ``ValueError`` for a label that has no class: on a GPU it would be fatal."""
+        labels, example = self.source.look()
+        with evaluating(self.model), self.autocast():
+            classes = self.model(example).shape[1]
+        check_labels(labels, len(labels), classes=classes, name="labels")
+
+    def train(
+        self,
+        validation: tuple[Tensor, Tensor] | None,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> History:
+        modes = [(module, module.training) for module in self.model.modules()]
+        if checkpoint is not None and checkpoint.is_file():
+            self.resume(checkpoint)
+        hidden: dict[str, bool | None] = {"disable": True}
+        if progress and processes.rank() == 0:
+            # None hides it where there is no terminal; TQDM_DISABLE is tqdm's own to read.
+            hidden = {} if "TQDM_DISABLE" in os.environ else {"disable": None}
+        steps = len(self.source)
+        bar = tqdm(total=self.epochs * steps, initial=self.done * steps, desc="training", **hidden)
+        try:
+            while self.done < self.epochs:
+                start = time.perf_counter()
+                with self.global_draws():
+                    loss = self.epoch(bar)
+                self.agree()
+                self.check_weights()
+                self.history.loss.append(loss)
+                if validation is not None:
+                    watched = self.average.module if self.average else self.model
+                    with self.autocast():
+                        found = measure(
+                            watched, *validation, self.task, seed=self.seed, device=self.device
+                        )
+                    self.history.validation.append(found)
+                self.history.seconds.append(time.perf_counter() - start)
+                self.done += 1
+                bar.set_postfix(epoch=f"{self.done}/{self.epochs}", loss=f"{loss:.4f}")
+                if checkpoint is not None:
+                    if processes.rank() == 0:
+                        write_torch(checkpoint, self.state())
+                    processes.barrier()
+            if self.average:
+                self.model.load_state_dict(self.average.module.state_dict())
+        finally:
+            bar.close()
+            for module, mode in modes:
+                module.training = mode
+        return self.history
+
+    @contextmanager
+    def global_draws(self) -> Iterator[None]:
+        """Layers such as dropout draw from the global generators: set here, restored afterwards."""
+        gpu = self.device.type == "cuda"
+        seed = keyed(self.seed, self.done, 3, processes.rank()).initial_seed()
+        with torch.random.fork_rng([self.device] if gpu else []):
+            torch.random.default_generator.manual_seed(seed)
+            if gpu:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+    def agree(self) -> None:
+        """The same buffers in every process."""
+        for part in (self.model, self.average.module if self.average else None):
+            for buffer in part.buffers() if part is not None else ():
+                processes.from_first(buffer)
+
+    def check_weights(self) -> None:
+        """Raise ``RuntimeError`` if a weight is not a number any more."""
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise RuntimeError(
+                    f"{name} became NaN or infinite in epoch {self.done + 1}; try a learning rate "
+                    f"below {self.settings['lr']:g}. Checkpoints of earlier epochs are kept."
+                )
+
+    def epoch(self, bar: tqdm) -> float:
+        """One pass; the mean loss over all processes."""
+        self.model.train()
+        noise = keyed(self.seed, self.done, 2, processes.rank(), device=self.device)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        with _room_for(self.source.batch_size):
+            for step, (x, y, share) in enumerate(self.source.epoch(self.done), 1):
+                x = x.contiguous(memory_format=self.layout)
+                if hasattr(self.task, "announce"):
+                    self.task.announce((self.done + (step - 1) / len(self.source)) / self.epochs)
+                try:
+                    with self.autocast():
+                        loss = self.task(self.called, x, y, noise)
+                except ValueError:
+                    self.check_weights()  # an attack refuses NaN logits: say where they come from
+                    raise
+                total += loss.detach() * (len(x) if share else 0)
+                if step % _CHECK_EVERY.get(self.device.type, 50) == 0 or step == len(self.source):
+                    self.check(total, step)
+                self.optimizer.zero_grad()
+                self.scaler.scale(loss * share).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.schedule.step()
+                if self.average:
+                    self.average.update_parameters(self.model)
+                bar.update()
+        return (processes.total(total) / self.source.n).item()
+
+    def check(self, total: Tensor, step: int) -> None:
+        value = processes.total(total.clone()).item()  # all processes stop, or none
+        if not math.isfinite(value):
+            raise RuntimeError(
+                f"the loss became {value} in epoch {self.done + 1}, by step {step}; try a learning "
+                f"rate below {self.settings['lr']:g}. Checkpoints of earlier epochs are kept."
+            )
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        on = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+        with on:
+            yield
+
+    def state(self) -> dict:
+        """All that a resumed run needs."""
+        return {
+            "settings": self.settings,
+            "done": self.done,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": asdict(self.history),
+        }
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint; nothing is changed if it does not fit."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            found = state["settings"]
+        except Exception as error:  # torch raises many kinds
+            raise RuntimeError(f"{path} is not a checkpoint of a training run: {error}") from error
+        check_fits(self.model.state_dict(), state["model"], path, "the model")
+        for name, value in self.settings.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"{path} belongs to a run with {name} {found.get(name)!r}, this one has "
+                    f"{value!r}; use the same settings or another file"
+                )
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        for part in ("optimizer", "schedule", "scaler"):
+            getattr(self, part).load_state_dict(state[part])
+        self.history, self.done = History(**state["history"]), state["done"]
+
+
+def _optimizer(
+    model: nn.Module, steps: int, optimizer: str, lr: float, weight_decay: float, schedule: str
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    chosen: torch.optim.Optimizer
+    if optimizer == "adamw":
+        chosen = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    else:
+        options = {"momentum": 0.9, "nesterov": True, "weight_decay": weight_decay}
+        chosen = torch.optim.SGD(model.parameters(), lr=lr, **options)
+    schedules = torch.optim.lr_scheduler
+    if schedule == "one-cycle":
+        cycle = schedules.OneCycleLR(chosen, max_lr=lr, total_steps=steps, cycle_momentum=False)
+        return chosen, cycle
+    if schedule == "cosine":
+        return chosen, schedules.CosineAnnealingLR(chosen, T_max=steps)
+    return chosen, schedules.ConstantLR(chosen, factor=1.0)
+
+
+@contextmanager
+def _room_for(batch_size: int) -> Iterator[None]:
+    """Says which batch size was tried when memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RuntimeError(
+                f"too little memory for batches of {batch_size}; try {max(1, batch_size // 2)}"
+            ) from error
+        raise
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    task: Task,
+    batch_size: int = 500,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> float:
+    """The mean of a task over a data set, in evaluation mode, with noise fixed by ``seed``.
+
+    Several processes share the set and add up their sums.
+    """
+    device = torch.device(device or images.device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    parts = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    with evaluating(model):
+        for number, (x, y) in enumerate(parts):
+            if number % processes.world() == processes.rank():
+                x, y = x.to(device), y.to(device)
+                x = x.float().div_(255) if x.dtype == torch.uint8 else x
+                noise = keyed(seed, number, 4, device=device)
+                total += task(model, x, y, noise).double() * len(x)
+    return (processes.total(total) / len(images)).item()
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor | InMemory | Streamed,
+    labels: Tensor | None = None,
+    *,
+    task: Task = classification,
+    epochs: int = 5,
+    batch_size: int = 128,
+    optimizer: str = "adamw",
+    lr: float = 2e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "one-cycle",
+    augment: bool = False,
+    ema: float = 0.0,
+    precision: str = "auto",
+    channels_last: bool = True,
+    compile: bool = False,
+    validation: tuple[Tensor, Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` in place; with ``checkpoint``, resume where an earlier run was cut off.
+
+    A set in memory lives on the device as it is (8-bit pixels take a quarter of the room), so there
+    is no loader; folders are streamed. Order, augmentation and noise follow from ``seed`` alone,
+    and a run that was resumed ends like one that was not: on the CPU, bit for bit. Under
+    ``torchrun`` the processes share each batch, and process 0 writes.
+
+    Args:
+        model: to train; its modes are as before afterwards.
+        images: ``[N, C, H, W]``, float32 in [0, 1] or uint8; or a source from
+            :mod:`apudae.training`, which then has its own labels, batch size and augmentation.
+        labels: int64 ``[N]``; a denoising task ignores them.
+        task: the mean loss of a batch.
+        epochs: passes over the images.
+        batch_size: images per step, over all processes.
+        optimizer: ``"adamw"``, or ``"sgd"`` (Nesterov momentum 0.9).
+        lr: the peak learning rate.
+        weight_decay: of the optimizer.
+        schedule: ``"one-cycle"`` (up for 30 % of the steps, then down to nearly 0), ``"cosine"``
+            (down from the start) or ``"constant"``.
+        augment: mirror and shift the images at random, see :class:`apudae.training.InMemory`.
+        ema: if above 0, the decay of a running average of the weights, which is what is validated
+            and kept in the end. 0.99 averages over about 100 steps.
+        precision: ``"auto"`` (bfloat16 where the hardware computes in it, else float16 with scaled
+            gradients on a GPU, else float32), or one of the three by name. Weights stay float32.
+        channels_last: keep images and weights in the layout that convolutions run fastest in.
+        compile: fuse the network with ``torch.compile``; worth its half minute for long runs.
+        validation: images and labels on which to measure the task after each epoch, with the same
+            noise each time.
+        checkpoint: file to write after each epoch and to resume from if it is there.
+        seed: of everything random.
+        device: where to train; by default where ``images`` are, or the source's device.
+        progress: show a tqdm bar (``TQDM_DISABLE=1`` hides it everywhere).
+
+    Raises:
+        ValueError: images, labels or an option out of range; a checkpoint of another architecture
+            (the first differing entry is named) or of other settings.
+        RuntimeError: the loss became NaN or infinite (the last good checkpoint is kept), or there
+            was too little memory (the message names the batch size).
+    """
+    for value, what in ((epochs, "epochs"), (batch_size, "batch_size")):
+        check_count(value, what)
+    check_number(lr, "lr", exclusive=True)
+    check_number(weight_decay, "weight_decay")
+    check_number(ema, "ema")
+    if ema >= 1:
+        raise ValueError(f"ema: expected a decay below 1, got {ema!r}")
+    for value, known, what in (
+        (optimizer, OPTIMIZERS, "optimizer"),
+        (schedule, SCHEDULES, "schedule"),
+        (precision, ("auto", *PRECISIONS), "precision"),
+    ):
+        if value not in known:
+            raise ValueError(f"{what}: expected one of {', '.join(known)}, got {value!r}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model: no parameter is trainable; call model.requires_grad_(True) first")
+    if isinstance(images, Tensor):
+        _check_pixels(images, "images")
+        check_labels(labels, len(images), name="labels")
+        source = InMemory(
+            images,
+            labels,
+            batch_size=batch_size,
+            augment=augment,
+            seed=seed,
+            device=device or images.device,
+        )
+    elif isinstance(images, InMemory | Streamed):
+        source = images
+        if device is not None:
+            raise ValueError("device: a source from apudae.batches has its own")
+    else:
+        kind = type(images).__name__
+        raise ValueError(f"images: expected a tensor or a source of apudae.batches, got {kind}")
+    if validation is not None:
+        _check_pixels(validation[0], "validation images")
+        check_labels(validation[1], len(validation[0]), name="validation labels")
+
+    run = TrainingRun(
+        model,
+        source,
+        task,
+        epochs,
+        {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule},
+        ema,
+        precision,
+        channels_last,
+        compile,
+        seed,
+    )
+    if getattr(task, "labelled", False):
+        run.check_classes()
+    return run.train(validation, None if checkpoint is None else Path(checkpoint), progress)
+
+
+def _check_pixels(images: Tensor, name: str) -> None:
+    if images.dtype != torch.uint8:
+        check_images(images, name)
+    elif images.ndim != 4:
+        shape = list(images.shape)
+        raise ValueError(f"{name}: expected 4 dimensions [N, C, H, W], got shape {shape}")

@@ -1,0 +1,251 @@
+"""What a network is trained for.
+
+A task is a function ``(model, x, y, generator) -> loss``: the mean loss of a batch of images ``x``
+(float32 ``[B, C, H, W]`` in [0, 1]) with labels ``y``. All randomness comes from the generator.
+Anything of that form can be handed to :func:`apudae.training.fit`. A task that has a method
+``announce`` is told before each batch how far the training is, from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from ..core.arguments import check_number
+from ..core.calling import evaluating
+from ..core.norms import per_image
+from ..purification.diffusion import LEVELS, signal
+
+Task = Callable[[nn.Module, Tensor, Tensor, Generator], Tensor]
+KINDS = ("gaussian", "uniform")
+
+
+def classification(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    """Cross-entropy of the logits, the mean over the batch."""
+    return F.cross_entropy(model(x).float(), y)
+
+
+classification.labelled = True  # the labels must fit the model's classes
+
+
+def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> Task:
+    """The task of a DAE: ``‖R(x + σ·n) − x‖²`` per pixel, ``n`` of mean 0 and variance 1.
+
+    The noisy image is *not* clipped to [0, 1]: with Gaussian noise the residual ``R(x) − x`` then
+    points along the score of the data smoothed by it (Vincent 2011; Alain & Bengio 2014).
+
+    Args:
+        sigma: standard deviation of the noise; of a pair, each image draws its own in between.
+        kind: ``"gaussian"``, or ``"uniform"`` (of the same standard deviation).
+
+    Raises:
+        ValueError: a level that is not positive, a pair out of order, an unknown kind.
+    """
+    low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    check_number(low, "sigma", exclusive=True)
+    check_number(high, "sigma", exclusive=True)
+    if low > high:
+        raise ValueError(f"sigma: expected (low, high), got {sigma}")
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        draws = {"generator": generator, "device": x.device, "dtype": x.dtype}
+        if kind == "gaussian":
+            noise = torch.randn(x.shape, **draws)
+        else:
+            noise = (2 * torch.rand(x.shape, **draws) - 1) * 3**0.5
+        level = low + (high - low) * torch.rand(len(x), 1, 1, 1, **draws) if low < high else low
+        return F.mse_loss(model(x + level * noise).float(), x)
+
+    task.name = f"denoising, {kind}, {low:g} to {high:g}"
+    return task
+
+
+def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
+    """Classification of attacked images (Madry et al. 2018): the attack aims at the model itself.
+
+    The attack sees the model in evaluation mode; its random draws differ from batch to batch.
+
+    Args:
+        attack: any of :mod:`apudae.attacks`, such as ``attacks.pgd``.
+        options: its keyword arguments, such as ``eps=0.3, steps=7, early_stop=True``.
+    """
+    attacked = _Attacked(attack, options)
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        bare = _bare(model)
+        hit = attacked(bare, bare, x, y, generator)
+        return F.cross_entropy(model(hit).float(), y)
+
+    task.labelled = True
+    task.name = f"adversarial, {attacked.name}"
+    return task
+
+
+def purifying(
+    classifier: nn.Module,
+    attack: Callable[..., Tensor],
+    *,
+    eps: float,
+    weight: float = 1.0,
+    warm_up: float = 0.0,
+    **options: object,
+) -> Task:
+    """A purifier that is trained *through* a frozen classifier, against attacks that know both.
+
+    The attack aims at the classifier behind the purifier R; the loss is the cross-entropy of what
+    the classifier reads after R, plus ``weight`` times ``‖R(x') − x‖²`` per pixel. Adversarial
+    training (Madry et al. 2018) of the part that may be trained.
+
+    Args:
+        classifier: images -> logits, in evaluation mode; its parameters get no gradient.
+        attack: any of :mod:`apudae.attacks`, such as ``attacks.pgd``.
+        eps: radius of its ball.
+        weight: of the reconstruction.
+        warm_up: share of the training in which ε grows from 0 to ``eps``.
+        options: the attack's other keyword arguments; with ``relative_step`` its step size is so
+            many times the ε of the moment.
+
+    Raises:
+        ValueError: a radius, weight or share out of range, or a classifier in training mode.
+    """
+    check_number(eps, "eps", exclusive=True)
+    check_number(weight, "weight")
+    check_number(warm_up, "warm_up")
+    if warm_up > 1:
+        raise ValueError(f"warm_up: expected a share of the training, 0 to 1, got {warm_up}")
+    if any(module.training for module in classifier.modules()):
+        raise ValueError("classifier: expected one in evaluation mode; call .eval() first")
+    relative = options.pop("relative_step", None)
+    attacked = _Attacked(attack, options)
+    now = {"eps": eps}
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        bare = _bare(model)
+        ball = now if relative is None else now | {"step_size": relative * now["eps"]}
+        hit = attacked(nn.Sequential(bare, classifier), bare, x, y, generator, **ball)
+        drawn = model(hit).float()
+        return F.cross_entropy(classifier(drawn).float(), y) + weight * F.mse_loss(drawn, x)
+
+    def announce(progress: float) -> None:
+        # A thousandth at least: a ball of radius 0 has no steps.
+        now["eps"] = eps * max(min(progress / warm_up, 1.0), 1e-3) if warm_up else eps
+
+    task.announce = announce
+    task.labelled = False  # the classes are the classifier's, not the purifier's
+    told = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
+    task.name = f"purifying, {attacked.name}, {sorted(told.items())}"
+    return task
+
+
+class _Attacked:
+    """An attack as training makes it: seeded by the batch, on the model in evaluation mode.
+
+    In bfloat16 where training is; never in float16, in which small image gradients are 0 and the
+    attack is too weak.
+    """
+
+    def __init__(self, attack: Callable[..., Tensor], options: dict[str, object]) -> None:
+        self.attack, self.options = attack, options
+        self.seeded = "seed" in inspect.signature(attack).parameters
+        self.name = f"{getattr(attack, '__name__', repr(attack))}, {sorted(options.items())}"
+
+    def __call__(
+        self,
+        whole: nn.Module,
+        trained: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        generator: Generator,
+        **more: object,
+    ) -> Tensor:
+        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
+        keyed = {"seed": seed} if self.seeded else {}
+        kind = x.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+        with evaluating(trained), torch.autocast(kind, torch.bfloat16, enabled=half):
+            return self.attack(whole, x, y, **{**keyed, **self.options, **more})
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """Without DDP and torch.compile around it."""
+    while hasattr(model, "module") or hasattr(model, "_orig_mod"):
+        model = model.module if hasattr(model, "module") else model._orig_mod
+    return model
+
+
+def from_attacked(
+    classifier: nn.Module, attack: Callable[..., Tensor], *, weight: float = 1e-3, **options: object
+) -> Task:
+    """The task of Defense-VAE (Li & Ji 2019): from an attacked image to the clean one.
+
+    Binary cross-entropy per pixel against the clean image, plus ``weight`` times the divergence of
+    the code from a standard normal, per number. Half of each batch is attacked, half has Gaussian
+    noise. Simplified: one attack with its ε drawn anew for every batch, where the paper mixes
+    several with a few ε; and the classifier is not trained on.
+
+    Args:
+        classifier: that the images are attacked for; it stays as it is.
+        attack: of :mod:`apudae.attacks`.
+        weight: of the divergence.
+        options: of the attack, such as ``steps=5``; ``eps`` is the largest.
+    """
+    check_number(weight, "weight")
+    most = options.pop("eps")
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        draws = {"generator": generator, "device": x.device}
+        eps = most * torch.rand(1, **draws).item()
+        half = len(x) // 2
+        noisy = x + eps * torch.randn(x.shape, **draws, dtype=x.dtype)
+        with evaluating(classifier), torch.autocast(x.device.type, enabled=False):
+            noisy[:half] = attack(classifier, x[:half], y[:half], eps=eps, **options)
+        mean, spread = model.encode(noisy.clamp(0, 1))
+        code = mean + (spread / 2).exp() * torch.randn(mean.shape, **draws, dtype=mean.dtype)
+        back = model.decoder(code)
+        with torch.autocast(x.device.type, enabled=False):
+            wrong = F.binary_cross_entropy(back.float(), x)
+            far = (mean.square() + spread.exp() - 1 - spread).float().mean() / 2
+        return wrong + weight * far
+
+    name = getattr(attack, "__name__", repr(attack))
+    task.name = f"from attacked, {name}, {most:g}, {sorted(options.items())}, {weight:g}"
+    return task
+
+
+def joint(sigma: float = 0.5, weight: float = 1.0) -> Task:
+    """The task of the shared network: cross-entropy plus ``weight`` times the squared error.
+
+    Both are taken at one noisy image, clipped to [0, 1], as in the authors' code; the error is the
+    mean over pixels, against the image without noise.
+
+    Args:
+        sigma: standard deviation of the Gaussian noise.
+        weight: of the reconstruction.
+    """
+    check_number(sigma, "sigma")
+    check_number(weight, "weight")
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        draws = {"generator": generator, "device": x.device, "dtype": x.dtype}
+        noisy = (x + sigma * torch.randn(x.shape, **draws)).clamp(0, 1)
+        logits, back = model(noisy, both=True)
+        return F.cross_entropy(logits.float(), y) + weight * F.mse_loss(back.float(), x)
+
+    task.labelled = True
+    task.name = f"joint, {sigma:g}, {weight:g}"
+    return task
+
+
+def noise_prediction(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+    """The task: the squared error of the predicted noise, at a random level (Ho et al., eq. 14)."""
+    device = {"generator": generator, "device": x.device}
+    t = torch.randint(1, LEVELS + 1, (len(x),), **device)
+    noise = torch.randn(x.shape, **device, dtype=x.dtype)
+    kept = per_image(signal(t).to(x.dtype), x)
+    return F.mse_loss(model(kept.sqrt() * (2 * x - 1) + (1 - kept).sqrt() * noise, t), noise)
