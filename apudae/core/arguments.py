@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Collection
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -71,10 +72,18 @@ def check_number(value: float, name: str, *, minimum: float = 0.0, exclusive: bo
         raise ValueError(f"{name}: expected a finite number {sign} {minimum:g}, got {value!r}")
 
 
-def check_count(value: int, name: str, *, minimum: int = 1) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer ≥ ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value!r}")
+def check_count(value: int, name: str, *, minimum: int = 1, maximum: float = math.inf) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer from ``minimum`` to ``maximum``."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not minimum <= value <= maximum:
+        bounds = f">= {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+        raise ValueError(f"{name}: expected an integer {bounds}, got {value!r}")
+
+
+def check_choice(value: str, known: Collection[str], name: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of the ``known`` names."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 def check_logits(logits: Tensor, y: Tensor) -> None:

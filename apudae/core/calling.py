@@ -1,4 +1,9 @@
-"""Asking a model, always in the same way: its type, its mode, its random draws."""
+"""Asking a model for its logits, always in the same way: its type, its mode, its random draws.
+
+- :func:`logits_of`, :func:`ask`: the logits, of the model as it is or of a known draw
+- :func:`evaluating`, :func:`in_training`, :func:`warn_if_training`: its mode
+- :func:`takes_keys`, :func:`differentiable`, :func:`looks_like_probabilities`: what it is
+"""
 
 from __future__ import annotations
 
@@ -17,16 +22,15 @@ def takes_keys(model: nn.Module) -> bool:
     return {"index", "draw"} <= inspect.signature(model.forward).parameters.keys()
 
 
-def logits_of(model: nn.Module, x: Tensor, **keys: object) -> Tensor:
-    """Logits in float32 or better, whatever the model computes in.
-
-    A model whose parameters are all of one type gets the images in that type. ``keys`` are handed
-    on to it.
-    """
+def in_type_of(model: nn.Module, x: Tensor) -> Tensor:
+    """``x`` in the type of the model's parameters, where they are all of one type."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if len(types) == 1:
-        x = x.to(types.pop())
-    logits = model(x, **keys)
+    return x.to(types.pop()) if len(types) == 1 else x
+
+
+def logits_of(model: nn.Module, x: Tensor, **keys: object) -> Tensor:
+    """Logits in float32 or better, whatever the model computes in; ``keys`` are handed on to it."""
+    logits = model(in_type_of(model, x), **keys)
     half = isinstance(logits, Tensor) and logits.dtype in (torch.float16, torch.bfloat16)
     return logits.float() if half else logits
 
@@ -37,19 +41,20 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return len(sums) > 0 and bool((logits >= 0).all() & ((sums - 1).abs() < 1e-2).all())
 
 
+def in_training(model: nn.Module) -> str:
+    """Names of the layers in training mode that act differently there; empty if there are none."""
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+    layers = (module for module in model.modules() if isinstance(module, kinds))
+    return ", ".join(sorted({type(module).__name__ for module in layers if module.training}))
+
+
 def warn_if_training(model: nn.Module) -> None:
     """Warn if layers that act differently in training are in training mode."""
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    names = {
-        type(module).__name__
-        for module in model.modules()
-        if isinstance(module, kinds) and module.training
-    }
-    if names:
+    if names := in_training(model):
         warn(
-            f"model: {', '.join(sorted(names))} in training mode. The attack runs in evaluation "
-            "mode, so its images fit model.eval(); an accuracy taken in training mode is that of "
-            "another, random or batch-coupled model. Call model.eval() before you attack and score."
+            f"model: {names} in training mode. The attack runs in evaluation mode, so its images "
+            "fit model.eval(); an accuracy taken in training mode is that of another, random or "
+            "batch-coupled model. Call model.eval() before you attack and score."
         )
 
 

@@ -1,5 +1,9 @@
 """Balls around images: how long a change is, which direction climbs fastest, where a draw lies.
 
+- :func:`length`, :func:`project`, :func:`steepest`, :func:`within_reach`: the balls
+- :func:`uniforms`, :func:`normals`, :func:`in_ball`, :func:`keyed`: random draws
+- :func:`per_image`: numbers ``[N]`` that multiply images
+
 ``norm`` is ``"linf"`` (the largest change of a pixel) or ``"l2"`` (the Euclidean length over all
 pixels and channels of an image, never channel by channel). Random draws are keyed by (seed, index
 of the image, stream): an image gets the same ones in any batch and on any device.
@@ -13,13 +17,14 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .arguments import check_choice
+
 NORMS = ("linf", "l2")
 
 
 def check_norm(norm: str) -> None:
     """Raise ``ValueError`` unless ``norm`` is one of :data:`NORMS`."""
-    if norm not in NORMS:
-        raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+    check_choice(norm, NORMS, "norm")
 
 
 def length(change: Tensor, norm: str = "linf") -> Tensor:
@@ -73,9 +78,13 @@ def steepest(gradient: Tensor, norm: str = "linf") -> Tensor:
 
 
 def uniforms(
-    shape: tuple[int, ...], index: Tensor, seed: int, stream: int, *, device: torch.device
+    shape: tuple[int, ...], index: Tensor | None, seed: int, stream: int, *, device: torch.device
 ) -> Tensor:
-    """Float32 draws ``[N, *shape]`` in [0, 1), one row for each of ``index`` (int64 ``[N]``)."""
+    """Float32 draws ``[N, *shape]`` in [0, 1), one row for each of ``index`` (int64 ``[N]``).
+
+    Without ``index`` there is one row, that of image 0.
+    """
+    index = torch.zeros(1, dtype=torch.int64) if index is None else index
     generator = torch.Generator("cpu")
     draws = torch.empty(len(index), *shape, dtype=torch.float32, device="cpu")
     for row, key in zip(draws, index.tolist(), strict=True):
@@ -83,6 +92,11 @@ def uniforms(
         generator.manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA6B + key) % 2**32)
         row.uniform_(0, 1, generator=generator)
     return draws.to(device)
+
+
+def normals(draws: Tensor) -> Tensor:
+    """Standard normal draws in float64, of the same shape, from uniform ones in [0, 1)."""
+    return torch.special.ndtri(draws.double().clamp(1e-9, 1 - 1e-9))  # the ends are infinite
 
 
 def in_ball(x: Tensor, eps: float, norm: str, index: Tensor, seed: int, stream: int = 0) -> Tensor:
@@ -95,7 +109,7 @@ def in_ball(x: Tensor, eps: float, norm: str, index: Tensor, seed: int, stream: 
     pixels = x[0].numel()
     draws = uniforms((pixels + 1,), index, seed, stream, device=x.device).double()
     # A normal draw points in a uniform direction; the radius grows like U^(1/pixels).
-    normal = torch.special.ndtri(draws[:, 1:].clamp(1e-9, 1 - 1e-9)).view(x.shape)
+    normal = normals(draws[:, 1:]).view(x.shape)
     radius = eps * draws[:, 0] ** (1 / pixels)
     change = per_image(radius, normal) * steepest(normal, "l2")
     return project(x + change.to(x.dtype), x, eps, "l2")

@@ -14,12 +14,13 @@ from apudae.core.scores import accuracy
 
 WORKER = """
 import json, sys, torch
-from apudae import data, models, parallel, training
+from apudae import data, models, training
+from apudae.core import processes
 from apudae.evaluation import accuracy, outcomes
 
 out = sys.argv[1]
 torch.set_num_threads(1)
-with parallel.processes("cpu") as device:
+with processes.processes("cpu") as device:
     train = data.load("mnist", "train").take(1003)
     x, _ = train
     y = torch.arange(1003)  # a label is an image's own number
@@ -44,10 +45,10 @@ with parallel.processes("cpu") as device:
     training.fit(normed, *train.take(1000), epochs=1, batch_size=50, ema=0.9, precision="float32")
     buffers = torch.cat([b.flatten().double() for b in normed.buffers()]).tolist()
     report = {
-        "rank": parallel.rank(), "world": parallel.world(), "seen": seen, "loss": history.loss,
+        "rank": processes.rank(), "world": processes.world(), "seen": seen, "loss": history.loss,
         "correct": score.correct, "measured": loss, "buffers": buffers, "weights": weights.tolist(),
     }
-    open(f"{out}/{parallel.rank()}.json", "w").write(json.dumps(report))
+    open(f"{out}/{processes.rank()}.json", "w").write(json.dumps(report))
 """
 
 
