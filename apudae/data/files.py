@@ -1,9 +1,14 @@
-"""Image files of any size and mode as tensors, and folders of them with their classes."""
+"""Image files of any size and mode as tensors, and folders of them with their classes.
+
+- :func:`list_folder`, :func:`list_imagenet`: the files of a folder and their labels
+- :func:`read_image`, :func:`load_folder`: their pixels
+- :func:`imagenet_classes`: what ImageNet's labels mean
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,19 +38,12 @@ def list_folder(folder: str | Path) -> Listing:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no images.
     """
-    folder = _folder(folder)
-    classes = _classes(folder)
-    files, labels = [], []
-    if classes:
-        for label, name in enumerate(classes):
-            found = _images(name.rglob("*"))
-            files += found
-            labels += [label] * len(found)
-    else:
-        files = _images(folder.iterdir())
-        heads = [path.name.split("_")[0] for path in files]
-        labels = [int(head) if head.isdigit() else 0 for head in heads]
-    return _listing(folder, files, labels)
+
+    def of_file(path: Path) -> int:
+        head = path.name.split("_")[0]
+        return int(head) if head.isdigit() else 0
+
+    return _list(Path(folder), lambda classes: range(len(classes)), of_file)
 
 
 def imagenet_classes() -> list[str]:
@@ -66,17 +64,13 @@ def list_imagenet(folder: str | Path) -> Listing:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no images, or a name says no class (what was expected is shown).
     """
-    folder = _folder(folder)
-    classes = _classes(folder)
-    if not classes:
-        files = _images(folder.iterdir())
-        return _listing(folder, files, [_index(path.name.split("_")[0], path) for path in files])
-    if all(_WORDNET.fullmatch(path.name) for path in classes) and len(classes) == 1000:
-        numbers = dict(zip(classes, range(1000), strict=True))
-    else:
-        numbers = {path: _index(path.name, path) for path in classes}
-    pairs = [(file, n) for path, n in numbers.items() for file in _images(path.rglob("*"))]
-    return _listing(folder, [file for file, _ in pairs], [n for _, n in pairs])
+
+    def of_folders(classes: list[Path]) -> Iterable[int]:
+        if len(classes) == 1000 and all(_WORDNET.fullmatch(path.name) for path in classes):
+            return range(1000)
+        return [_index(path.name, path) for path in classes]
+
+    return _list(Path(folder), of_folders, lambda path: _index(path.name.split("_")[0], path))
 
 
 def read_image(path: Path, size: int) -> Tensor:
@@ -151,22 +145,27 @@ def _index(text: str, path: Path) -> int:
     return found
 
 
-def _folder(folder: str | Path) -> Path:
-    folder = Path(folder)
+def _list(
+    folder: Path,
+    of_folders: Callable[[list[Path]], Iterable[int]],
+    of_file: Callable[[Path], int],
+) -> Listing:
+    """The images in the folders of a folder, or else in itself; labels by folder or by file."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    return folder
 
+    def images(paths: Iterable[Path]) -> list[Path]:
+        return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
-def _classes(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
-def _images(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
-
-
-def _listing(folder: Path, files: list[Path], labels: list[int]) -> Listing:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    files, labels = [], []
+    for path, label in zip(classes, of_folders(classes), strict=True):
+        found = images(path.rglob("*"))
+        files += found
+        labels += [label] * len(found)
+    if not classes:
+        files = images(folder.iterdir())
+        labels = [of_file(path) for path in files]
     if not files:
         raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return Listing(files, labels)

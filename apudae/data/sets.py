@@ -12,7 +12,7 @@ named "CIFAR-10 (JPEG copy)" wherever they stand. ``"cifar10-20"`` are the first
 the original, from the package foolbox: enough to look at, without a download. ``"photographs"`` are
 two that travel with the package, a cat and a cup of coffee at 224 × 224, with ImageNet's labels.
 
-Sets too large for memory are streamed: see :mod:`apudae.training`.
+Sets too large for memory are streamed from files (:class:`apudae.training.Streamed`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ SHA256 = {
 }
 _MNIST_FILES = tuple(name for name in SHA256 if name.endswith("-ubyte"))
 _CIFAR_FILES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta")
+_TEST_ONLY = ("cifar10-20", "photographs")
 # What a table calls a set.
 TITLES = {
     "mnist": "MNIST",
@@ -125,7 +126,11 @@ def load(
             raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     if dtype not in (torch.float32, torch.uint8):
         raise ValueError(f"dtype: expected torch.float32 or torch.uint8, got {dtype}")
-    images, labels = _LOADERS[name](split, profile, root, download)
+    if name in _TEST_ONLY and split != "test":
+        raise ValueError(f"split: {name!r} has test images only, got {split!r}")
+    given = root or os.environ.get("APUDAE_DATA")
+    folder = Path(given).expanduser() if given else None
+    images, labels = _LOADERS[name](split, profile, folder, download)
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     if dtype == torch.float32:
         pixels = pixels.float().div_(255)
@@ -134,21 +139,22 @@ def load(
 
 def sample_index(split: str) -> np.ndarray:
     """Positions of a bundled split's digits among the 60,000 MNIST training images."""
-    with _open_sample() as sample:
+    with _verified(SAMPLE) as sample:
         return sample[f"{split}_index"].astype(np.int64)
 
 
-def _open_sample() -> np.lib.npyio.NpzFile:
-    verify(SAMPLE, SHA256[SAMPLE.name])
-    return np.load(SAMPLE)
+def _verified(path: Path) -> np.lib.npyio.NpzFile:
+    verify(path, SHA256[path.name])
+    return np.load(path)
 
 
-Pixels = tuple[np.ndarray, np.ndarray]
+# What a loader returns: uint8 pixels [N, C, H, W] and labels [N].
+_Pixels = tuple[np.ndarray, np.ndarray]
 
 
-def _load_mnist(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+def _load_mnist(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
     if profile == "quick" or split == "validation":
-        with _open_sample() as sample:
+        with _verified(SAMPLE) as sample:
             return sample[f"{split}_images"][:, None], sample[f"{split}_labels"]
     from torchvision.datasets import MNIST  # slow to import, and only the full profile needs it
 
@@ -164,7 +170,7 @@ def _load_mnist(split: str, profile: str, root: str | Path | None, download: boo
     return images[:, None], labels
 
 
-def _load_cifar10(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
+def _load_cifar10(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
     from torchvision.datasets import CIFAR10
 
     address = os.environ.get("APUDAE_CIFAR10_URL", CIFAR10.url)
@@ -175,31 +181,24 @@ def _load_cifar10(split: str, profile: str, root: str | Path | None, download: b
     return _held_out(images, labels, split)
 
 
-def _load_cifar10_jpeg(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
-    from PIL import Image
-
-    given = root or os.environ.get("APUDAE_DATA")
-    path = Path(given or _cache()).expanduser() / "cifar10_jpeg" / "cifar10_jpeg.npz"
+def _load_cifar10_jpeg(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
+    path = (root or _cache()) / "cifar10_jpeg" / "cifar10_jpeg.npz"
     if not path.is_file():
         raise FileNotFoundError(
             f"the JPEG copy of CIFAR-10 is not on this machine: looked for {path}. Set APUDAE_DATA "
             "to the folder that holds cifar10_jpeg/, or use 'cifar10', the original."
         )
-    verify(path, SHA256[path.name])
-    with np.load(path) as stored:
+    with _verified(path) as stored:
         jpeg, offset = stored["jpeg"].tobytes(), stored["offset"]
         chosen = np.flatnonzero(stored["is_test"] == (split == "test"))
         labels = stored["label"][chosen]
     files = (io.BytesIO(jpeg[offset[k] : offset[k + 1]]) for k in chosen)
-    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-    return _held_out(images.transpose(0, 3, 1, 2), labels, split)
+    return _held_out(_decoded(files), labels, split)
 
 
-def _load_cifar10_20(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
-    from PIL import Image
-
-    if split != "test":
-        raise ValueError(f"split: 'cifar10-20' has test images only, got {split!r}")
+def _load_cifar10_20(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
+    # CIFAR-10's terms do not say that its images may be passed on, so none are bundled. The package
+    # foolbox, which the attacks are tested against, carries the first 20 as PNG files.
     found = importlib.util.find_spec("foolbox")  # found, not imported: that takes seconds
     places = [Path(place) / "data" for place in (found.submodule_search_locations if found else ())]
     paths = sorted(path for place in places for path in place.glob("cifar10_*.png"))
@@ -207,20 +206,22 @@ def _load_cifar10_20(split: str, profile: str, root: str | Path | None, download
         raise FileNotFoundError(
             "the 20 CIFAR-10 images come with the package foolbox: pip install foolbox"
         )
-    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    labels = np.array([int(path.stem.split("_")[2]) for path in paths])
-    return images.transpose(0, 3, 1, 2), labels
+    return _decoded(paths), np.array([int(path.stem.split("_")[2]) for path in paths])
 
 
-def _load_photographs(split: str, profile: str, root: str | Path | None, download: bool) -> Pixels:
-    if split != "test":
-        raise ValueError(f"split: 'photographs' are test images only, got {split!r}")
-    verify(PHOTOGRAPHS, SHA256[PHOTOGRAPHS.name])
-    with np.load(PHOTOGRAPHS) as stored:
+def _load_photographs(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
+    with _verified(PHOTOGRAPHS) as stored:
         return stored["images"][:, :, 16:-16, 16:-16], stored["labels"]
 
 
-def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> Pixels:
+def _decoded(files: Iterable[Path | IO[bytes]]) -> np.ndarray:
+    from PIL import Image
+
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> _Pixels:
     """Of training images a tenth, the same ones each time, is the validation split."""
     if split == "test":
         return images, labels
@@ -237,14 +238,12 @@ def _find(
     title: str,
     folder: str,
     files: tuple[str, ...],
-    root: str | Path | None,
+    root: Path | None,
     download: bool,
     source: Callable[..., object],
 ) -> Path:
     """The root that holds ``folder`` with all ``files``; downloaded into the cache if need be."""
-    given = root or os.environ.get("APUDAE_DATA")
-    candidates = [Path(given).expanduser()] if given else []
-    candidates.append(_cache())
+    candidates = [root, _cache()] if root else [_cache()]
 
     def complete(candidate: Path) -> bool:
         return all((candidate / folder / name).is_file() for name in files)
@@ -252,7 +251,7 @@ def _find(
     for candidate in candidates:
         if complete(candidate):
             return candidate
-        if given and candidate == candidates[0]:
+        if candidate == root:
             warnings.warn(f"{candidate} holds no {folder}; looking in {_cache()}", stacklevel=4)
     reason = "downloading was switched off"
     if download:

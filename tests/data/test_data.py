@@ -106,7 +106,7 @@ def test_a_damaged_sample_is_named_with_both_sums(tmp_path, monkeypatch):
     content[5000] ^= 1
     damaged = tmp_path / "mnist_5k.npz"
     damaged.write_bytes(content)
-    monkeypatch.setattr(data, "SAMPLE", damaged)
+    monkeypatch.setattr(sets, "SAMPLE", damaged)
     with pytest.raises(RuntimeError) as error:
         data.load("mnist", "test")
     for part in (str(damaged), hashlib.sha256(content).hexdigest(), sets.SHA256[damaged.name]):
@@ -114,7 +114,7 @@ def test_a_damaged_sample_is_named_with_both_sums(tmp_path, monkeypatch):
 
 
 def test_a_missing_sample_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SAMPLE", tmp_path / "gone.npz")
+    monkeypatch.setattr(sets, "SAMPLE", tmp_path / "gone.npz")
     monkeypatch.setitem(sets.SHA256, "gone.npz", "0")
     with pytest.raises(FileNotFoundError, match=r"gone\.npz is missing"):
         data.load("mnist", "test")
@@ -291,7 +291,7 @@ def test_twenty_original_images_come_with_foolbox(monkeypatch):
     assert names[:4] == ["cat", "ship", "ship", "airplane"]
     with pytest.raises(ValueError, match="test images only, got 'train'"):
         data.load("cifar10-20", "train")
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install foolbox"):
         data.load("cifar10-20")
 
