@@ -1,4 +1,15 @@
-"""Classifiers and autoencoders, built or loaded by name: ``models.load("mnist-cnn")``."""
+"""Classifiers, autoencoders and other networks, built or loaded by name.
+
+- :func:`load`: a trained network, verified: ``models.load("mnist-cnn")``
+- :func:`names`, :func:`about`: which there are, and how each was trained and measured
+- :func:`save`: store one of your own; :data:`WEIGHTS` is the folder of those that are shipped
+- :func:`build`: an untrained network by a name in :data:`MODELS`, its weights fixed by a seed
+- classifiers: :class:`MnistCNN`, :class:`MnistMLP`, :class:`CifarResNet`; :class:`Normalize` is
+  their first layer
+- denoising autoencoders: :class:`ConvDAE`, :class:`REDNet`
+- networks of other defenses: :class:`MagNet`, :class:`VAE`, :class:`Generator` and
+  :class:`Critic`, :class:`SharedAutoencoder`, :class:`UNet`
+"""
 
 from .checkpoints import WEIGHTS, about, load, names, save
 from .networks import (

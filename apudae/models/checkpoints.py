@@ -1,10 +1,10 @@
 """Save, load and verify weights: safetensors files and one manifest of their SHA-256 sums.
 
-``apudae/weights/`` holds the models the book shows. ``manifest.json`` says, for each, which
-architecture it is, how it was trained and what was measured::
+:data:`WEIGHTS` is the folder of the models the book shows. Its ``manifest.json`` says, for each,
+which architecture it is, how it was trained and what was measured::
 
-    classifier = checkpoints.load("mnist-cnn")
-    checkpoints.about("mnist-cnn")["measured"]
+    classifier = models.load("mnist-cnn")
+    models.about("mnist-cnn")["measured"]
 """
 
 from __future__ import annotations

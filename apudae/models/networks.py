@@ -1,7 +1,14 @@
-"""Classifiers and denoising autoencoders.
+"""Every network of the package, and :func:`build`, which makes one by its name in :data:`MODELS`.
 
-A classifier maps images in [0, 1] to logits; a DAE maps images to images of the same shape.
-Normalisation is the first layer of a model, so callers only ever handle plain pixels.
+A classifier maps images in [0, 1] to logits; a denoising autoencoder (DAE) maps images to images of
+the same shape. Normalisation is the first layer of a classifier, so callers only ever handle plain
+pixels.
+
+- classifiers: :class:`MnistCNN`, :class:`MnistMLP`, :class:`CifarResNet`, :func:`resnet50`,
+  :func:`efficientnet_lite0`
+- DAEs: :class:`ConvDAE`, :class:`REDNet`
+- networks of other defenses: :class:`MagNet`, :class:`VAE`, :class:`Generator` and
+  :class:`Critic`, :class:`SharedAutoencoder`, :class:`UNet`
 """
 
 from __future__ import annotations
@@ -31,6 +38,33 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def _squeeze(
+    inputs: int, width: int, kernel: int, activation: Callable[[], nn.Module] = nn.ReLU
+) -> list[nn.Module]:
+    """28×28 pixels to ``2 · width · 49`` numbers: two convolutions, each halves the image."""
+    return [
+        nn.Conv2d(inputs, width, kernel, stride=2, padding=1),
+        activation(),
+        nn.Conv2d(width, 2 * width, kernel, stride=2, padding=1),
+        activation(),
+        nn.Flatten(),
+    ]
+
+
+def _decoder(latent: int, width: int = 32, kernel: int = 4) -> nn.Sequential:
+    """A code to 28×28 pixels in [0, 1]: two transposed convolutions, each doubles the image."""
+    double = {"kernel_size": kernel, "stride": 2, "padding": 1, "output_padding": 4 - kernel}
+    return nn.Sequential(
+        nn.Linear(latent, 2 * width * 49),
+        nn.ReLU(),
+        nn.Unflatten(1, (2 * width, 7, 7)),
+        nn.ConvTranspose2d(2 * width, width, **double),
+        nn.ReLU(),
+        nn.ConvTranspose2d(width, 1, **double),
+        nn.Sigmoid(),
+    )
+
+
 class MnistCNN(nn.Module):
     """A small convolutional classifier for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``.
 
@@ -42,11 +76,7 @@ class MnistCNN(nn.Module):
         super().__init__()
         self.net = nn.Sequential(
             Normalize(*MNIST),
-            nn.Conv2d(1, width, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
+            *_squeeze(1, width, 4),
             nn.Linear(2 * width * 49, 128),
             nn.ReLU(),
             nn.Linear(128, 10),
@@ -91,23 +121,9 @@ class ConvDAE(nn.Module):
         super().__init__()
         first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
         self.encoder = nn.Sequential(
-            *first,
-            nn.Conv2d(tones or 1, width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(2 * width * 49, latent),
+            *first, *_squeeze(tones or 1, width, 3), nn.Linear(2 * width * 49, latent)
         )
-        self.decoder = nn.Sequential(
-            nn.Linear(latent, 2 * width * 49),
-            nn.ReLU(),
-            nn.Unflatten(1, (2 * width, 7, 7)),
-            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),
-            nn.Sigmoid(),
-        )
+        self.decoder = _decoder(latent, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
@@ -288,14 +304,7 @@ class VAE(nn.Module):
 
     def __init__(self, latent: int = 64) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, 32, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 49, 2 * latent),
-        )
+        self.encoder = nn.Sequential(*_squeeze(1, 32, 4), nn.Linear(64 * 49, 2 * latent))
         self.decoder = _decoder(latent)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -329,11 +338,7 @@ class Critic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(1, 32, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            nn.Flatten(),
+            *_squeeze(1, 32, 4, lambda: nn.LeakyReLU(0.2)),
             nn.Linear(64 * 49, 128),
             nn.LeakyReLU(0.2),
             nn.Linear(128, 1),
@@ -341,18 +346,6 @@ class Critic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)[:, 0]
-
-
-def _decoder(latent: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(latent, 64 * 49),
-        nn.ReLU(),
-        nn.Unflatten(1, (64, 7, 7)),
-        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
-        nn.Sigmoid(),
-    )
 
 
 class SharedAutoencoder(nn.Module):
@@ -367,25 +360,9 @@ class SharedAutoencoder(nn.Module):
 
     def __init__(self, hidden: int = 128) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 49, hidden),
-            nn.ReLU(),
-        )
+        self.encoder = nn.Sequential(*_squeeze(1, 32, 3), nn.Linear(64 * 49, hidden), nn.ReLU())
         self.head = nn.Linear(hidden, 10)
-        self.decoder = nn.Sequential(
-            nn.Linear(hidden, 64 * 49),
-            nn.ReLU(),
-            nn.Unflatten(1, (64, 7, 7)),
-            nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(32, 1, 3, stride=2, padding=1, output_padding=1),
-            nn.Sigmoid(),
-        )
+        self.decoder = _decoder(hidden, kernel=3)
 
     def forward(self, x: Tensor, *, both: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         code = self.encoder(x)
@@ -396,22 +373,22 @@ class SharedAutoencoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-class Block(nn.Module):
-    """A residual block that is told the level of noise."""
+def _normed(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.GroupNorm(8, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)]
 
-    def __init__(self, inputs: int, outputs: int, told: int) -> None:
+
+class Block(nn.Module):
+    """A residual block that is given the level of noise, embedded in so many numbers."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.GroupNorm(8, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)
-        )
-        self.level = nn.Linear(told, outputs)
-        self.second = nn.Sequential(
-            nn.GroupNorm(8, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1)
-        )
+        self.first = nn.Sequential(*_normed(inputs, outputs))
+        self.level = nn.Linear(embedding, outputs)
+        self.second = nn.Sequential(*_normed(outputs, outputs))
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        h = self.first(x) + self.level(told)[:, :, None, None]
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        h = self.first(x) + self.level(level)[:, :, None, None]
         return self.skip(x) + self.second(h)
 
 
@@ -426,29 +403,26 @@ class UNet(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.width, told, wide = width, 4 * width, 2 * width
-        self.tell = nn.Sequential(nn.Linear(width, told), nn.SiLU(), nn.Linear(told, told))
-        self.begin = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, width, 3, padding=1))
-        self.down = Block(width, width, told)
-        self.middle = nn.ModuleList([Block(width, wide, told), Block(wide, wide, told)])
-        self.up = Block(wide + width, width, told)
-        self.end = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, 4, 3, padding=1),
-            nn.PixelShuffle(2),
+        self.width, embedding, wide = width, 4 * width, 2 * width
+        self.tell = nn.Sequential(
+            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
+        self.begin = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, width, 3, padding=1))
+        self.down = Block(width, width, embedding)
+        self.middle = nn.ModuleList([Block(width, wide, embedding), Block(wide, wide, embedding)])
+        self.up = Block(wide + width, width, embedding)
+        self.end = nn.Sequential(*_normed(width, 4), nn.PixelShuffle(2))
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         half = self.width // 2
         speeds = torch.exp(-math.log(10_000) * torch.arange(half, device=z.device) / half)
         angles = t[:, None].to(z.dtype) * speeds.to(z.dtype)
-        told = self.tell(torch.cat([angles.sin(), angles.cos()], 1))
-        kept = self.down(self.begin(z), told)
+        level = self.tell(torch.cat([angles.sin(), angles.cos()], 1))
+        kept = self.down(self.begin(z), level)
         h = F.avg_pool2d(kept, 2)
         for block in self.middle:
-            h = block(h, told)
-        return self.end(self.up(torch.cat([F.interpolate(h, scale_factor=2), kept], 1), told))
+            h = block(h, level)
+        return self.end(self.up(torch.cat([F.interpolate(h, scale_factor=2), kept], 1), level))
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
