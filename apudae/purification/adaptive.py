@@ -1,9 +1,9 @@
-"""The variants of adaptive purification in the APuDAE authors' code, as options of one class.
+"""Adaptive purification: :class:`Adaptive`, and the variants of the authors' code as its options.
 
-:meth:`apudae.purification.Adaptive.preset` takes them by name. Steps and step sizes are the
-authors', for colour images; where their code calls a variant with none, the entry says so.
-
-In every variant these are corrected, since the authors' results depend on them only by accident:
+:data:`PRESETS` are those variants, which :meth:`Adaptive.preset` takes by name. Steps and step
+sizes are the APuDAE authors', for colour images; where their code calls a variant with none, the
+entry says so. In every variant these are corrected, since the authors' results depend on them only
+by accident:
 
 - each image is purified on its own (four of the objectives look at the sum or the mean over the
   batch: with the mean, an attacked image among clean ones may keep most of its error);
@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number
+from ..core.arguments import check_choice, check_count, check_number
 from ..core.norms import per_image
 from .purifier import Purifier, Watch
 from .reconstruction import Calibration, check_calibration
@@ -120,15 +120,15 @@ class Adaptive(Purifier):
     - ``"sigmoid"``: d · sigmoid((d − μ)/σ).
 
     The result can be differentiated with respect to ``x`` and the DAE's weights, through every step
-    (second order in the DAE), once. Each step is worked out again on the way back
-    (``purification.steps.ExactStep``), so memory grows by one image, and what the stepper
-    remembers of it, per step. The DAE must be in evaluation mode.
+    (second order in the DAE), once. Each step is worked out again on the way back, so memory grows
+    by one image, and what the stepper remembers of it, per step. The DAE must be in evaluation
+    mode.
 
     Exact does not mean useful: this gradient can be *masked*, and an attacker should also try
-    ``replace(...)`` with smooth stand-ins.
+    ``replace(...)`` with smooth stand-ins, as :func:`apudae.purification.smooth` makes them.
 
     - Adam and sign steps: their derivative is almost zero almost everywhere, and Adam's is huge
-      where a pixel's gradient is about its ``eps``. Try a smooth stepper of :mod:`apudae.purification`.
+      where a pixel's gradient is about its ``eps``. Try a smooth stepper, such as ``Descent()``.
     - ``stop`` is a threshold: an image that is done at once has the gradient of no purifier. Try
       ``stop=None``.
     - ``"hinge"`` and ``noise`` have no slope below μ. Try ``"error"`` or ``"match"``.
@@ -177,17 +177,10 @@ class Adaptive(Purifier):
         precision: str = "float32",
     ) -> None:
         super().__init__(dae, seed, precision)
-        for name, value, known in (
-            ("objective", objective, OBJECTIVES),
-            ("stepper", stepper, STEPPERS),
-        ):
-            if isinstance(value, Stepper) and name == "stepper":
-                continue
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-        check_count(steps, "steps", minimum=0)
-        if steps >= 2**16:
-            raise ValueError(f"steps: expected less than {2**16}, got {steps}")
+        check_choice(objective, OBJECTIVES, "objective")
+        if not isinstance(stepper, Stepper):
+            check_choice(stepper, STEPPERS, "stepper")
+        check_count(steps, "steps", minimum=0, maximum=2**16 - 1)
         check_number(step_size, "step_size", exclusive=True)
         check_number(noise, "noise")
         if eps is not None:
@@ -208,25 +201,11 @@ class Adaptive(Purifier):
                 )
         if calibration is not None:
             calibration = check_calibration(Calibration(*calibration))
-        self.options = {
-            "objective": objective,
-            "stepper": stepper,
-            "steps": steps,
-            "step_size": step_size,
-            "calibration": None
-            if calibration is None
-            else check_calibration(Calibration(*calibration)),
-            "noise": noise,
-            "paced": paced,
-            "eps": eps,
-            "stop": stop,
-            "reconstruct": reconstruct,
-            "seed": seed,
-            "precision": precision,
-        }
+        given = locals()
+        self.options = {name: given[name] for name in Adaptive.__init__.__kwdefaults__}
         self.steps, self.step_size, self.noise, self.eps = steps, step_size, noise, eps
         self.stepper = stepper if isinstance(stepper, Stepper) else STEPPERS[stepper]
-        self.mu, self.sigma = (self.options["calibration"] or (0.0, 1.0))[:2]
+        self.mu, self.sigma = (calibration or (0.0, 1.0))[:2]
         self.paced, self.returns_reconstruction = paced, reconstruct
         self.enough = None if stop is None else self.mu + stop * self.sigma
 
@@ -238,7 +217,7 @@ class Adaptive(Purifier):
         calibration: Calibration | tuple[float, float, int] | None = None,
         **changes: object,
     ) -> Adaptive:
-        """A variant of the authors' code by name, see :mod:`apudae.purification`.
+        """A variant of the authors' code by name, see :data:`apudae.purification.PRESETS`.
 
         Args:
             name: of the variant.
@@ -246,8 +225,7 @@ class Adaptive(Purifier):
             calibration: as of the class.
             changes: options that differ from the variant's, such as ``steps=30``.
         """
-        if name not in PRESETS:
-            raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
+        check_choice(name, PRESETS, "name")
         return cls(dae, calibration=calibration, **{**PRESETS[name].options, **changes})
 
     def replace(self, **changes: object) -> Adaptive:
@@ -256,13 +234,11 @@ class Adaptive(Purifier):
 
     def extra_repr(self) -> str:
         default = Adaptive.__init__.__kwdefaults__
-        told = {k: v for k, v in self.options.items() if v != default[k]} | {
-            "steps": self.steps,
-            "step_size": self.step_size,
-        }
-        if told.pop("calibration", None):
-            told |= {"mu": self.mu, "sigma": self.sigma}
-        return ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in told.items())
+        shown = {k: v for k, v in self.options.items() if v != default[k]}
+        shown |= {"steps": self.steps, "step_size": self.step_size}
+        if shown.pop("calibration", None):
+            shown |= {"mu": self.mu, "sigma": self.sigma}
+        return ", ".join(f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in shown.items())
 
     def inner_gradient(self, x: Tensor) -> Tensor:
         """The gradient of the objective at the images, as the first step meets it."""

@@ -1,10 +1,12 @@
-"""A small diffusion model of digits, and the direct use of it: DiffPure (Nie et al., ICML 2022).
+"""Purification by diffusion: :class:`DiffPure` (Nie et al., ICML 2022), and what it is made of.
 
-Training: predict the noise in a noisy image, at every level of noise (Ho et al. 2020)::
+:func:`signal`, :func:`guess` and :class:`OneStep` are the levels of noise, the guess of a clean
+image at one of them, and that guess as a denoising autoencoder. A network learns to predict the
+noise in a noisy image, at every level (Ho et al. 2020)::
 
     net = models.build("mnist-diffusion")
-    training.fit(net, *train, task=diffusion.noise_prediction)
-    defended = Defended(classifier, diffusion.DiffPure(net, level=0.3))
+    training.fit(net, *train, task=training.noise_prediction)
+    defended = purification.Defended(classifier, purification.DiffPure(net, level=0.3))
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..core.arguments import check_count, check_number
-from .purifier import Purifier, Watch
+from .purifier import Purifier, Watch, recomputed
 
 LEVELS = 1000  # of noise; β grows linearly from 1e-4 to 0.02 (Ho et al. 2020, §4)
 
@@ -65,12 +66,7 @@ class DiffPure(Purifier):
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        *,
-        level: float = 0.3,
-        steps: int = 10,
-        seed: int = 0,
+        self, net: nn.Module, *, level: float = 0.3, steps: int = 10, seed: int = 0
     ) -> None:
         check_number(level, "level", exclusive=True)
         check_count(steps, "steps")
@@ -91,10 +87,7 @@ class DiffPure(Purifier):
             watch(x)
         for k, (t, s) in enumerate(zip(self.levels, self.levels[1:], strict=False), 1):
             fresh = self._normal(x, index, draw, k) if s else None
-            if torch.is_grad_enabled():
-                z = checkpoint(self._step, z, fresh, t, s, use_reentrant=False)
-            else:
-                z = self._step(z, fresh, t, s)
+            z = recomputed(self._step, z, fresh, t, s, graph=torch.is_grad_enabled())
             if watch:
                 watch(((z + 1) / 2).clamp(0, 1))
         return (z + 1) / 2

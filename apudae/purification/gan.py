@@ -1,21 +1,22 @@
-"""Defenses that project an image onto what a generative model can draw.
+"""Purification by a generative network: :class:`DefenseGAN` (Samangouei et al., ICLR 2018).
 
-MagNet's reformer and Defense-VAE are autoencoders, used directly::
+The generator comes from :func:`apudae.training.train_gan`::
 
-    Direct(net)                    # with net trained for `denoising(0.1)`, or for `from_attacked`
+    defended = purification.Defended(classifier, purification.DefenseGAN(generator))
 
-Defense-GAN looks for the code whose image is nearest, by descent. Each says what it simplifies.
+The other two defenses of this kind need no class. MagNet's reformer and Defense-VAE are
+autoencoders used directly, ``Direct(net)``, with ``net`` trained for
+``training.denoising(0.1)``, or for ``training.from_attacked``.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..core.arguments import check_count, check_number
-from ..core.norms import uniforms
-from .purifier import Purifier, Watch
+from ..core.norms import normals, uniforms
+from .purifier import Purifier, Watch, recomputed
 
 
 class DefenseGAN(Purifier):
@@ -63,10 +64,8 @@ class DefenseGAN(Purifier):
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
         latent, n = self.generator.latent, len(x)
-        index = torch.zeros(1, dtype=torch.int64) if index is None else index
-        even = uniforms((self.starts, latent), index, self.seed, draw, device=x.device)
-        code = torch.special.ndtri(even.double().clamp(1e-9, 1 - 1e-9)).to(x.dtype)
-        code = code.expand(n, -1, -1).flatten(0, 1)
+        draws = uniforms((self.starts, latent), index, self.seed, draw, device=x.device)
+        code = normals(draws).to(x.dtype).expand(n, -1, -1).flatten(0, 1)
         wanted = x.repeat_interleave(self.starts, 0)
         speed = torch.zeros_like(code)
         graph = torch.is_grad_enabled() and x.requires_grad
@@ -76,15 +75,10 @@ class DefenseGAN(Purifier):
             if not graph:
                 code, wanted, speed = code.clone(), wanted.detach().clone(), speed.clone()
             for _ in range(self.steps):
-                if graph:
-                    code, speed = recomputed(
-                        self._step, code, speed, wanted, True, use_reentrant=False
-                    )
-                else:
-                    code, speed = self._step(code, speed, wanted, False)
+                code, speed = recomputed(self._step, code, speed, wanted, graph, graph=graph)
                 if watch:
-                    watch(self._best(code, wanted)[0].detach())
-            return self._best(code, wanted)[0]
+                    watch(self._best(code, wanted).detach())
+            return self._best(code, wanted)
 
     def _step(
         self, code: Tensor, speed: Tensor, wanted: Tensor, graph: bool
@@ -96,9 +90,10 @@ class DefenseGAN(Purifier):
         speed = self.momentum * speed - self.step_size * gradient
         return code + speed, speed
 
-    def _best(self, code: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, code: Tensor, wanted: Tensor) -> Tensor:
+        """Of the images drawn from each start's code, the one nearest to what is wanted."""
         drawn = self.generator(code)
         error = (drawn - wanted).square().flatten(1).sum(1).view(-1, self.starts)
         best = error.argmin(1)
         place = torch.arange(len(best), device=best.device)
-        return drawn.view(-1, self.starts, *wanted.shape[1:])[place, best], error[place, best]
+        return drawn.view(-1, self.starts, *wanted.shape[1:])[place, best]

@@ -1,17 +1,29 @@
-"""What every purifier is, with keyed noise and a trajectory, and the direct one."""
+"""What every purifier is, the direct one, and the classifier that a purifier defends.
+
+- :class:`Purifier`: images -> images, with keyed noise and a :class:`Trajectory`
+- :class:`Direct`: the DAE's output itself
+- :class:`Defended`: purifier and classifier as one model, images -> logits
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..core.arguments import check_count, check_images, check_labels, check_number
-from ..core.calling import takes_keys
-from ..core.norms import uniforms
+from ..core.arguments import (
+    check_choice,
+    check_count,
+    check_images,
+    check_labels,
+    check_number,
+)
+from ..core.calling import in_training, takes_keys
+from ..core.norms import normals, uniforms
 from .reconstruction import check_dae, reconstruct, reconstruction_error
 
 Watch = Callable[[Tensor], None]
@@ -45,8 +57,7 @@ class Purifier(nn.Module):
     def __init__(self, dae: nn.Module, seed: int, precision: str) -> None:
         super().__init__()
         check_count(seed, "seed", minimum=0)
-        if precision not in ("float32", "auto"):
-            raise ValueError(f"precision: expected 'float32' or 'auto', got {precision!r}")
+        check_choice(precision, ("float32", "auto"), "precision")
         self.dae, self.seed, self.precision = dae, seed, precision
         self._seen = False
 
@@ -93,24 +104,20 @@ class Purifier(nn.Module):
 
     def _noise(self, x: Tensor, index: Tensor | None, draw: int, step: int) -> Tensor:
         """Uniform draws in [-1, 1), ``[N or 1, C, H, W]``."""
-        index = torch.zeros(1, dtype=torch.int64) if index is None else index
         stream = (draw + 1) * _STREAMS + step
         draws = uniforms(tuple(x.shape[1:]), index, self.seed, stream, device=x.device)
         return 2 * draws.to(x.dtype) - 1
 
     def _normal(self, x: Tensor, index: Tensor | None, draw: int, step: int) -> Tensor:
         """Standard normal draws ``[N or 1, C, H, W]``, from the uniform ones."""
-        even = (self._noise(x, index, draw, step).double() + 1) / 2
-        return torch.special.ndtri(even.clamp(1e-9, 1 - 1e-9)).to(x.dtype)
+        return normals((self._noise(x, index, draw, step).double() + 1) / 2).to(x.dtype)
 
     def _check_mode(self) -> None:
-        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-        for module in self.dae.modules():
-            if module.training and isinstance(module, kinds):
-                raise ValueError(
-                    f"dae: {type(module).__name__} in training mode draws anew at every pass or "
-                    "couples the images of a batch; call .eval()"
-                )
+        if names := in_training(self.dae):
+            raise ValueError(
+                f"dae: {names} in training mode, which draws anew at every pass or couples the "
+                "images of a batch; call .eval()"
+            )
 
     def _check(self, x: Tensor, index: Tensor | None, draw: int) -> None:
         """Look at the keys, and once, at the first call, at the DAE's output."""
@@ -123,6 +130,11 @@ class Purifier(nn.Module):
             return
         check_dae(self.dae, x[:8].detach().clamp(0, 1))
         self._seen = True
+
+
+def recomputed(step: Callable[..., Any], *inputs: object, graph: bool) -> Any:
+    """A step; where it will be differentiated, its graph is made again only on the way back."""
+    return checkpoint(step, *inputs, use_reentrant=False) if graph else step(*inputs)
 
 
 class Direct(Purifier):
@@ -182,8 +194,7 @@ class Defended(nn.Module):
 
     Args:
         classifier: images -> logits; it stays as it is.
-        purifier: images -> images, such as those of
-            :mod:`apudae.purification` or your own. One
+        purifier: images -> images, such as those of :mod:`apudae.purification` or your own. One
             whose ``forward`` takes ``index`` and ``draw`` gets them.
         draws: of a random purifier, average the class probabilities over so many draws; the logits
             are then their logarithms.

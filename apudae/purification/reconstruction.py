@@ -1,4 +1,9 @@
-"""How well a denoising autoencoder reconstructs an image, and which error is normal."""
+"""How well a denoising autoencoder reconstructs an image, and which error is normal.
+
+- :func:`reconstruct`, :func:`reconstruction_error`: R(x) and d(x) = ‖x − R(x)‖²
+- :func:`calibrate`, :class:`Calibration`: μ and σ of the error of clean images
+- :func:`check_dae`, :func:`check_calibration`: whether either can be used
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_images, check_number
-from ..core.calling import evaluating
+from ..core.calling import evaluating, in_type_of
 from ..core.processes import precision_of
 
 
@@ -25,9 +30,8 @@ def reconstruct(dae: nn.Module, x: Tensor, *, precision: str = "float32") -> Ten
         ValueError: the DAE returns another shape.
     """
     half = precision_of(x.device) if precision == "auto" else None
-    types = {p.dtype for p in dae.parameters() if p.is_floating_point()}
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half == torch.bfloat16):
-        out = dae(x.to(types.pop()) if len(types) == 1 else x)
+        out = dae(in_type_of(dae, x))
     if not isinstance(out, Tensor) or out.shape != x.shape:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"dae: expected outputs of its input's shape {list(x.shape)}, got {got}")

@@ -4,8 +4,8 @@ One encoder serves a classifier and a denoising decoder, trained together. At te
 moved, by sign steps, to where the decoder reconstructs it well::
 
     net = models.build("mnist-soap")
-    training.fit(net, *train, task=soap.joint())
-    defended = Defended(net, soap.Soap(net))
+    training.fit(net, *train, task=training.joint())
+    defended = purification.Defended(net, purification.Soap(net))
 """
 
 from __future__ import annotations

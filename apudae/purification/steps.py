@@ -1,5 +1,10 @@
 """The parts of adaptive purification: what is lowered, how, and with which derivative.
 
+- :data:`OBJECTIVES`: functions of the reconstruction error
+- :class:`Stepper`, :class:`Adam`, :class:`Descent`, :class:`Sign`, :class:`Normalised`: kinds of
+  steps, in :data:`STEPPERS` by name
+- :class:`ExactStep`, :class:`FrozenConvolutions`: the derivative, in little memory and time
+
 Everything here is per image: ``d`` and the values of an objective are ``[N]``, gradients and steps
 ``[N, C, H, W]``, and no image's numbers enter another's.
 """

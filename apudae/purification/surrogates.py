@@ -1,15 +1,10 @@
-"""What an attacker who knows the defense differentiates.
+"""Stand-ins for an adaptive purifier whose own gradient is masked: :func:`smooth`.
 
-Each class here is a :class:`~apudae.attacks.View` of a model: any module images -> logits, most
-often a :class:`~apudae.purification.Defended` one. Every attack of this package takes one in the
-model's place. What it returns is judged by the real model's answers, so a view can make an attack
-stronger or weaker, but never count an image as fallen that the model reads rightly::
+An attacker searches on them and is judged by the real defense's answers::
 
-    attacks.pgd(BPDA(defended), x, y, eps=0.1)
-    attacks.apgd(EOT(defended, draws=20), x, y, eps=0.1)
-
-Without a view an attack follows the gradient as autograd gives it: for the purifiers of this
-package the full gradient through every step, of one known draw where they are random.
+    for purifier in purification.smooth(defended.purifier, x).values():
+        other = purification.Defended(defended.classifier, purifier)
+        attacks.pgd(attacks.Surrogate(defended, other), x, y, eps=0.1)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Published defenses that need no training: they transform the image before it is classified.
 
-Each is a module images -> images, to be put before a classifier with
-:class:`~apudae.purification.Defended`. None of them withstands an attacker who knows it (Athalye et al.
-2018); they are here to be compared with.
+:class:`BitDepth`, :class:`Median`, :class:`JPEG` and :class:`ResizePad` are modules images ->
+images, to be put before a classifier with :class:`~apudae.purification.Defended`. None of them
+withstands an attacker who knows it (Athalye et al. 2018); they are here to be compared with.
 
 What is rounded has a derivative of zero nearly everywhere, and nothing here pretends otherwise. An
 attacker takes :class:`~apudae.attacks.BPDA`, as :func:`apudae.evaluation.evaluate` does.
@@ -48,9 +48,7 @@ class BitDepth(nn.Module):
 
     def __init__(self, bits: int = 1) -> None:
         super().__init__()
-        check_count(bits, "bits")
-        if bits > 8:
-            raise ValueError(f"bits: expected 1 to 8, got {bits}")
+        check_count(bits, "bits", maximum=8)
         self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +97,7 @@ class JPEG(nn.Module):
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
-        check_count(quality, "quality")
-        if quality > 100:
-            raise ValueError(f"quality: expected 1 to 100, got {quality}")
+        check_count(quality, "quality", maximum=100)
         self.quality = quality
         scale = 5000 // quality if quality < 50 else 200 - 2 * quality
         tables = [
@@ -171,7 +167,6 @@ class ResizePad(nn.Module):
         self.smallest, self.seed = smallest, seed
 
     def forward(self, x: Tensor, index: Tensor | None = None, draw: int = 0) -> Tensor:
-        index = torch.zeros(1, dtype=torch.int64) if index is None else index
         u = uniforms((3,), index, self.seed, draw, device=x.device).to(x.dtype)
         scale = (self.smallest + (1 - self.smallest) * u[:, 0]).expand(len(x))
         # Of the canvas [-1, 1]² the image fills the square of half-width `scale` around `centre`.

@@ -97,10 +97,10 @@ def test_the_protocol_goes_round_all_of_them(transform):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BitDepth(9), "bits: expected 1 to 8, got 9"),
+        (lambda: BitDepth(9), "bits: expected an integer from 1 to 8, got 9"),
         (lambda: BitDepth(0), "bits"),
         (lambda: Median(0), "size"),
-        (lambda: JPEG(101), "quality: expected 1 to 100, got 101"),
+        (lambda: JPEG(101), "quality: expected an integer from 1 to 100, got 101"),
         (lambda: ResizePad(0.0), "smallest"),
         (lambda: ResizePad(1.5), "smallest: expected at most 1"),
         (lambda: JPEG()(torch.rand(1, 2, 8, 8)), "x: expected 1 or 3 channels, got 2"),
