@@ -1,1 +1,112 @@
-"""The recorded studies, as tables, and what runs them."""
+"""The recorded studies: what was trained, chosen, compared and certified, and what came out.
+
+What a chapter reads:
+
+- :func:`results`: what a comparison of defenses has found: tables, pairs, checks
+- :func:`claims`: the paper's claims with verdicts
+- :func:`record`, :func:`names`: records as they are; :func:`best`, :func:`outcomes`: their rows
+- :func:`verdict`: the report of a defense under the whole protocol
+- :func:`ladder`: what attackers who know more and more have left
+- :func:`defenses`, :func:`build`: the defenses of a study, images -> logits
+- :data:`CERTIFIED`: certificates and the attacks on them
+- :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`: the tables themselves
+
+What runs a study of your own: :class:`Study`, :class:`Profile`, :class:`Defense`, :class:`Place`.
+"""
+
+from torch import Tensor, nn
+
+from ..core.record import Row, outdated
+from ..core.record import names as _names
+from ..evaluation import Report
+from .choose import best, outcomes
+from .claims import claims
+from .colours import SETS
+from .compare import CLEAN, CW, STRONG, Profile, Study
+from .defenses import Defense
+from .digits import CERTIFIED, LADDER, VARIANTS, passes, setting
+from .place import RESULTS, Place
+from .recipes import Recipe
+from .results import Results, results, studies
+from .verdicts import Certified, Ladder, Verdict
+
+__all__ = [
+    "CERTIFIED",
+    "CLEAN",
+    "CW",
+    "LADDER",
+    "RESULTS",
+    "SETS",
+    "STRONG",
+    "STUDIES",
+    "VARIANTS",
+    "Certified",
+    "Defense",
+    "Ladder",
+    "Place",
+    "Profile",
+    "Recipe",
+    "Results",
+    "Study",
+    "Verdict",
+    "best",
+    "build",
+    "claims",
+    "defenses",
+    "ladder",
+    "names",
+    "outcomes",
+    "outdated",
+    "passes",
+    "record",
+    "results",
+    "setting",
+    "verdict",
+]
+
+STUDIES = studies(Place())
+
+
+def names() -> list[str]:
+    """Names of the shipped records."""
+    return _names(RESULTS)
+
+
+def record(name: str) -> Row:
+    """A shipped record as it is: what was done to what, who made it, and its rows.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    found = Place().record(name)
+    if not found:
+        raise ValueError(f"name: expected one of {', '.join(names())}, got {name!r}")
+    return found
+
+
+def defenses(study: str) -> dict[str, nn.Module]:
+    """The defenses of a study whose weights are there, images -> logits, by name."""
+    return STUDIES[study].build(Place())
+
+
+def build(study: str, defense: str, **changes: object) -> nn.Module:
+    """One defense of a study, images -> logits, with options of its own or others.
+
+    Raises:
+        ValueError: the study has no such defense; the known ones are listed.
+    """
+    known = STUDIES[study].defenses
+    if defense not in known:
+        raise ValueError(f"defense: expected one of {', '.join(known)}, got {defense!r}")
+    return known[defense].build(Place(), **changes)
+
+
+def verdict(study: str, defense: str, eps: float) -> Report | None:
+    """The report of a defense under the whole protocol; None where there is none yet."""
+    rows = (row for row in STUDIES[study].verdicts if (row.defense, row.eps) == (defense, eps))
+    return next((row.load(Place()) for row in rows), None)
+
+
+def ladder(defense: str, eps: float) -> dict[str, Tensor]:
+    """What each attacker of the ladder has left of the validation digits: bool ``[N]``."""
+    return LADDER.outcomes(defense, eps, Place())

@@ -1,0 +1,124 @@
+"""The paper's claims with this book's verdicts, read from the records.
+
+The claims are those of the abstract (Kalaria et al. 2022); what is measured is this book's
+re-implementation. Whether one keeps more than the other follows from an interval, never from a
+point; where both keep next to nothing the question has lost its meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.scores import Accuracy, Difference, paired_difference
+from ..plots import Table
+from . import digits as tables
+from .choose import best, outcomes
+from .compare import CLEAN, STRONG
+from .place import Place
+from .results import results
+
+HOLDS, FAILS, OPEN, NOTHING = "holds", "does not hold", "not decided", "both fall"
+LITTLE = 5.0  # per cent: what keeps no more has fallen
+CLEANS = "1. a DAE helps"
+BETTER = "2. adaptive beats direct"
+STURDIER = "3. even if the attacker knows"
+TRAINED = "4. trained on attacks"  # this book's own
+PART, ALL = "knows the classifier", "knows everything"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what was measured of it.
+
+    Attributes:
+        text: what is claimed, in short: that ``one`` keeps more images than ``other``.
+        attacker: what it knows.
+        images: what was measured on, with the attack's ε.
+        other: outcomes of what it is held against, per image: bool or rates ``[N]``.
+        one: outcomes of what the claim speaks of, on the same images.
+        chapter: file of the chapter that measures it, without suffix.
+    """
+
+    text: str
+    attacker: str
+    images: str
+    other: Tensor
+    one: Tensor
+    chapter: str
+
+    @property
+    def gain(self) -> Difference:
+        """How many points ``one`` is better, paired."""
+        return paired_difference(self.other, self.one)
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says; :data:`NOTHING` where both keep at most :data:`LITTLE` %."""
+        if max(Accuracy.of(part).percent for part in (self.other, self.one)) <= LITTLE:
+            return NOTHING
+        return HOLDS if self.gain.low > 0 else FAILS if self.gain.high < 0 else OPEN
+
+    def row(self) -> list[str]:
+        """Its cells in :func:`claims`."""
+        before, after = (Accuracy.of(part).percent for part in (self.other, self.one))
+        kept = f"{before:.1f} % → {after:.1f} %".replace(" ", "\N{NO-BREAK SPACE}")
+        images, link = f"{len(self.one):,} {self.images}", f"[{self.verdict}]({self.chapter})"
+        return [self.text, images, kept, str(self.gain), link]
+
+
+def each_claim(place: Place | None = None) -> Iterator[Claim]:
+    """The three claims on digits, on CIFAR-10 and on photographs; then one of this book's own."""
+    place = place or Place()
+    digits, eps = results("mnist", place=place), 0.2
+    on, chosen = f"digits, {eps}", "adaptive, chosen"
+    pair = digits.shared(["no defense", "direct"], "PGD", eps)
+    yield Claim(CLEANS, PART, on, *pair, "09_against_other_defenses")
+    record = place.record(tables.VARIANTS.record)
+    tested = [row for row in record["rows"] if row["split"] == "test"]
+    names = ("direct", record["chosen"]["variant"])
+    pair = [outcomes(best(tested, name))[record["eps"].index(eps)] for name in names]
+    yield Claim(BETTER, PART, on, *pair, "06_adaptive_purification")
+    pair = [digits.right(name, STRONG, eps) for name in ("direct", chosen)]
+    yield Claim(STURDIER, ALL, on, *pair, "08_honest_evaluation")
+    yield from _of_colours("cifar10", "CIFAR-10 (JPEG copy), 8/255", "10_cifar10", place)
+    yield from _of_colours("imagenet", "photographs, 4/255", "11_imagenet", place, relative=True)
+    eps = tables.PURIFIER_EPS["linf"]
+    one = results("mnist_purifier", place=place).right("purifier", STRONG, eps)
+    other = digits.right("direct", STRONG, eps)
+    n = min(len(one), len(other))
+    yield Claim(TRAINED, ALL, f"digits, {eps}", other[:n], one[:n], "13_a_purifier_that_holds")
+
+
+def _of_colours(
+    name: str, images: str, chapter: str, place: Place, *, relative: bool = False
+) -> Iterator[Claim]:
+    """The same of colour images, at the smallest ε, with the variant that was chosen.
+
+    Args:
+        name: of the study.
+        images: as in :class:`Claim`.
+        chapter: as in :class:`Claim`.
+        place: of the records.
+        relative: on those images alone that the bare classifier reads rightly, clean.
+    """
+    found = results(name, place=place)
+    study, known = found.study, found.right("no defense", CLEAN)
+    _, chosen = study.kept(study.choice.chosen(place))
+    for text, pair, attack in (
+        (CLEANS, ("no defense", "direct"), "PGD"),
+        (BETTER, ("direct", chosen), "PGD"),
+        (STURDIER, ("direct", chosen), STRONG),
+    ):
+        right = found.shared(pair, attack, min(study.epsilons))
+        if relative:
+            right = [part[known[: len(part)]] for part in right]
+        yield Claim(text, ALL if attack == STRONG else PART, images, *right, chapter)
+
+
+def claims(place: Place | None = None) -> Table:
+    """Claim by claim; each verdict leads to the chapter that measures it."""
+    rows = sorted((claim.row() for claim in each_claim(place)), key=lambda row: row[0])
+    return Table(["claim", "images, ε", "kept", "difference", "verdict"], rows, text=2)

@@ -1,0 +1,233 @@
+"""What each command makes, and what is there of it: ``python -m apudae.experiments status``.
+
+A command is a row of :data:`COMMANDS`: what it runs, and which weights and records it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..core.record import maker, outdated
+from . import colours, digits, recipes
+from .choose import Choice
+from .compare import Study
+from .place import Place
+from .recipes import train_missing
+from .verdicts import Certified, Ladder, Verdict
+
+PROGRAM = "python -m apudae.experiments"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command is asked for besides its name.
+
+    Attributes:
+        profile: of a comparison.
+        only: defenses to compare; all without.
+        data: which set of CIFAR-10.
+        folder: of photographs.
+        classifier: of photographs.
+    """
+
+    profile: str = "full"
+    only: list[str] | None = None
+    data: str = colours.SETS[0]
+    folder: Path | None = None
+    classifier: str = colours.CLASSIFIERS[0]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A run from the command line.
+
+    Attributes:
+        help: what it is for, and how long it takes on two CPU cores.
+        run: does what has not been done.
+        weights: names of the networks it makes.
+        rows: tables whose records it fills.
+        gpu: whether it is meant for a GPU.
+    """
+
+    help: str
+    run: Callable[[Place, Request], object]
+    weights: tuple[str, ...] = ()
+    rows: tuple[Choice | Verdict | Ladder | Certified | Study, ...] = ()
+    gpu: bool = False
+
+
+def mnist_weights(place: Place, asked: Request) -> None:
+    """The classifier, a DAE for each noise level, and the choice."""
+    train_missing(recipes.DIGITS, partial(digits.train, place), place, test=digits.test)
+    digits.SELECTION.run(place)
+
+
+def mnist_baselines(place: Place, asked: Request) -> None:
+    """Networks of the published defenses, and their settings."""
+    train_missing(recipes.PUBLISHED, partial(digits.train, place), place)
+    digits.TUNING.run(place)
+
+
+def mnist(place: Place, asked: Request) -> None:
+    """The comparison of all defenses."""
+    train_missing(recipes.PUBLISHED, partial(digits.train, place), place)
+    digits.COMPARISON.run(place, asked.profile, asked.only)
+
+
+def mnist_purifier(place: Place, asked: Request) -> None:
+    """The purifier that is trained through the classifier, from choice to comparison."""
+    if asked.profile != "quick":
+        digits.PURIFIER_CHOICE.run(place)
+        wanted = digits.purifier_recipes(digits.PURIFIER_CHOICE.chosen(place))
+        train_missing(wanted, partial(digits.train, place), place)
+        print(digits.PURIFIER_VERDICT.run(place).summary(), flush=True)
+    for study in (digits.PURIFIER, digits.PURIFIER_L2):
+        study.run(place, asked.profile, asked.only)
+
+
+def cifar10(place: Place, asked: Request) -> None:
+    """Networks, choice and comparison on either set."""
+    study, plan = colours.cifar10(asked.data), colours.cifar10_plan(asked.data)
+    colours.take_along(study.choice, plan, place)
+    if asked.profile != "quick":
+        train = partial(plan.train, place)
+        train_missing(recipes.CIFAR10, train, place)
+        study.choice.run(place)
+        train_missing(recipes.CIFAR10_TRAINED, train, place)
+    study.run(place, asked.profile, asked.only)
+
+
+def imagenet(place: Place, asked: Request) -> None:
+    """DAEs, choice and comparison on a folder of photographs."""
+    study, plan = colours.imagenet(asked.folder, asked.classifier), colours.imagenet_plan()
+    colours.take_along(study.choice, plan, place)
+    if asked.profile != "quick" and study.choice.missing(place):
+        colours.imagenet_choice(asked.folder, place).run(place)
+    study.run(place, asked.profile, asked.only)
+
+
+def certify(place: Place, subject: Certified) -> None:
+    """DAEs for each noise level, certificates, and attacks on what is certified."""
+    train = partial(subject.images, place, split="train", dtype=torch.uint8)
+    train_missing(subject.recipes(), train, place)
+    subject.run(place)
+
+
+def cifar10_purifier(place: Place, asked: Request) -> None:
+    """A purifier of colours that is trained through the classifier, and its verdict."""
+    train = partial(place.load, asked.data, "train", dtype=torch.uint8)
+    train_missing(recipes.CIFAR10_PURIFIER, train, place)
+    print(colours.purifier_verdict(asked.data).run(place).summary(), flush=True)
+
+
+COMMANDS = {
+    "mnist-weights": Command(
+        "train the classifier of digits and DAEs of several noise levels, choose (half an hour)",
+        mnist_weights,
+        (digits.CLASSIFIER, digits.DAE),
+        (digits.SELECTION,),
+    ),
+    "mnist-variants": Command(
+        "compare the variants of purification, choose one, and test it (an hour)",
+        lambda place, asked: digits.VARIANTS.run(place),
+        rows=(digits.VARIANTS,),
+    ),
+    "mnist-ladder": Command(
+        "attackers who know more and more of a defense (three quarters of an hour)",
+        lambda place, asked: digits.LADDER.run(place),
+        rows=(digits.LADDER,),
+    ),
+    "mnist-robustness": Command(
+        "the book's own purification under the whole protocol (many hours)",
+        lambda place, asked: [verdict.run(place) for verdict in digits.ROBUSTNESS],
+        rows=digits.ROBUSTNESS,
+    ),
+    "mnist-baselines": Command(
+        "train the networks of published defenses, choose their settings (an hour and a half)",
+        mnist_baselines,
+        tuple(recipes.PUBLISHED),
+        (digits.TUNING,),
+    ),
+    "mnist": Command(
+        "compare all defenses under weak and strong attackers (many hours)",
+        mnist,
+        rows=(digits.COMPARISON,),
+    ),
+    "cifar10": Command(
+        "the same for CIFAR-10, trainings and choices included (some hours)",
+        cifar10,
+        (*recipes.CIFAR10, *recipes.CIFAR10_TRAINED, colours.DAE),
+        (colours.cifar10_choice(), colours.cifar10()),
+    ),
+    "imagenet": Command(
+        "the same for photographs, around a pretrained classifier (some hours)",
+        imagenet,
+        ("imagenet-dae",),
+        (colours.imagenet_choice(), colours.imagenet()),
+    ),
+    "mnist-certified": Command(
+        "certify digits by denoised smoothing, attack what is certified (two hours)",
+        lambda place, asked: certify(place, digits.CERTIFIED),
+        tuple(digits.CERTIFIED.recipes()),
+        (digits.CERTIFIED,),
+    ),
+    "mnist-purifier": Command(
+        "train a purifier through the frozen classifier, judge it, compare it (some hours)",
+        mnist_purifier,
+        ("mnist-purifier", "mnist-purifier-l2", *recipes.OTHERS),
+        (digits.PURIFIER_CHOICE, digits.PURIFIER_VERDICT, digits.PURIFIER, digits.PURIFIER_L2),
+    ),
+    "cifar10-certified": Command(
+        "certify colour images; for a GPU",
+        lambda place, asked: certify(place, colours.certified(asked.data)),
+        tuple(colours.certified().recipes()),
+        (colours.certified(),),
+        gpu=True,
+    ),
+    "cifar10-purifier": Command(
+        "the purifier for colour images, and its verdict; for a GPU",
+        cifar10_purifier,
+        tuple(recipes.CIFAR10_PURIFIER),
+        (colours.purifier_verdict(),),
+        gpu=True,
+    ),
+}
+
+
+def status(place: Place) -> list[tuple[str, str, str]]:
+    """What there is and what is missing: kind, name, and state or the command to run."""
+    found, images = [], colours.chosen_set(place)
+    for name, command in COMMANDS.items():
+        other = name.startswith("cifar10") and images != colours.SETS[0]
+        run = f"{PROGRAM} {name}{f' --data {images}' if other else ''}"
+        gpu = ", on a GPU" if command.gpu else ""
+        for net in command.weights:
+            state = "there" if place.has(net) else f"missing: {run}{gpu}"
+            found.append(("weights", net, state))
+        for row in command.rows:
+            if isinstance(row, Study):
+                for profile in row.profiles:
+                    left, record = row.missing(place, profile), row.record(profile)
+                    found.append(("record", record, _state(place, record, left, run + gpu)))
+            else:
+                state = _state(place, row.record, row.missing(place), run + gpu)
+                found.append(("record", row.record, state))
+    return found
+
+
+def _state(place: Place, record: str, left: list, run: str) -> str:
+    """What made a record, or what it lacks and the command that goes on with it."""
+    made = place.record(record).get("made")
+    if not left:
+        older = ", older: others may come out now" if outdated(made) else ""
+        return f"there, {made['device']}, by version {maker(made)}{older}"
+    if record.endswith("_quick"):
+        return f"not made: {run} --profile quick; a small one of your own"
+    rows = [key[0] for key in left if isinstance(key, tuple)]
+    few = f" ({len(rows)} rows to go: {', '.join(dict.fromkeys(rows))})" if rows and made else ""
+    return f"{'begun; goes on with' if made else 'missing:'} {run}{few}"

@@ -1,0 +1,326 @@
+"""The comparison of defenses on a data set: weak and strong attackers side by side.
+
+A :class:`Study` says what is compared. *Weak* attacks aim at the bare classifier and have never
+heard of the defense. *Strong* is :func:`apudae.evaluation.evaluate`, each image's worst case. A row
+per defense, attack and ε is stored when it is done, the cheap ones first, so that a run that was
+stopped is of use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import attacks, data
+from ..core import scores
+from ..core.arguments import AttackWarning
+from ..core.calling import differentiable
+from ..core.files import model_fingerprint
+from ..core.record import Record, Row, outdated, pack, unpack
+from ..data import Split
+from ..evaluation import Budget, evaluate
+from ..evaluation.cost import Meter
+from ..purification import Defended
+from .choose import Choice, milliseconds
+from .defenses import Defense, build_all
+from .place import Place
+from .verdicts import Verdict
+
+CLEAN, CW, STRONG = "clean", "C&W", "protocol"
+KEYS = ("defense", "attack", "eps")
+PIECE = 1000  # images between two savings of a weak row
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of everything.
+
+    Attributes:
+        weak: images under the weak attacks.
+        cw: images under C&W, which is slow.
+        strong: images under the protocol.
+        epsilons: of the protocol, in this order.
+        budget: of the protocol.
+        data: profile of the test images, see :func:`apudae.data.load`.
+        fewer: images under the weak attacks and the protocol, of defenses that are slow; with 0
+            there is no protocol.
+        ours: whether defenses with verdicts of their own are put under the protocol here.
+    """
+
+    weak: int
+    cw: int
+    strong: int
+    epsilons: tuple[float, ...]
+    budget: Budget
+    data: str = "full"
+    fewer: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ours: bool = True
+
+    def n(self, defense: str, attack: str) -> int:
+        """Images of a row."""
+        weak, strong = self.fewer.get(defense, (self.weak, self.strong))
+        return strong if attack == STRONG else min(self.cw, weak) if attack == CW else weak
+
+    def within(self, images: int) -> Profile:
+        """The same for a set of so many images, if that is fewer."""
+        sizes = {k: min(getattr(self, k), images) for k in ("weak", "cw", "strong")}
+        fewer = {k: tuple(min(n, images) for n in pair) for k, pair in self.fewer.items()}
+        return replace(self, **sizes, fewer=fewer)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared on a data set.
+
+    Attributes:
+        name: of the record; with ``_quick`` behind it that of the quick profile.
+        images: loads test images from a place, in a profile.
+        defenses: by name, in the book's order; all stand before or instead of one classifier.
+        attacks: that aim at the bare classifier, by name.
+        epsilons: of these attacks.
+        profiles: how much of everything, by name.
+        what: the images are, in the plural.
+        about_attacks: what the record says of the attacks on the classifier.
+        about_data: what it says of the data, besides the fingerprint.
+        cw: options of C&W.
+        verdicts: of the protocol that stand in records of their own.
+        choice: of settings, where one was made; ``defenses`` then look them up.
+        kept: from what was chosen, names of the defenses that are left out, and of the variant that
+            gets images of its own.
+        chosen: per profile, how many images that variant gets under weak attacks and under the
+            protocol.
+        norm: of all attacks.
+        batch: images at a time for which time and memory of the full gradient are measured; with 0
+            they are not.
+    """
+
+    name: str
+    images: Callable[[Place, str], Split]
+    defenses: Mapping[str, Defense]
+    attacks: Mapping[str, Callable[..., Tensor]]
+    epsilons: tuple[float, ...]
+    profiles: Mapping[str, Profile]
+    what: str = "images"
+    about_attacks: Row = field(default_factory=dict)
+    about_data: Row = field(default_factory=dict)
+    cw: Row = field(default_factory=lambda: {"steps": 200, "searches": 5})
+    verdicts: tuple[Verdict, ...] = ()
+    choice: Choice | None = None
+    kept: Callable[[Row], tuple[set[str], str]] | None = None
+    chosen: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    norm: str = "linf"
+    batch: int = 0
+
+    def record(self, profile: str = "full") -> str:
+        """Name of a profile's record."""
+        return f"{self.name}_quick" if profile == "quick" else self.name
+
+    def at(self, place: Place) -> Study:
+        """The study after the choice that lies at a place: what is kept, and on how many images."""
+        chosen = self.choice.chosen(place) if self.choice else {}
+        if not chosen:
+            return self
+        (out, variant), profiles = self.kept(chosen), dict(self.profiles)
+        for name, sizes in self.chosen.items():
+            fewer = profiles[name].fewer | {variant: sizes}
+            profiles[name] = replace(profiles[name], fewer=fewer)
+        left = {k: v for k, v in self.defenses.items() if k not in out}
+        return replace(self, defenses=left, profiles=profiles)
+
+    def build(self, place: Place) -> dict[str, nn.Module]:
+        """The defenses whose weights and settings are there, by name."""
+        if self.choice and not self.choice.chosen(place):
+            return {"no defense": self.defenses["no defense"].build(place)}
+        return build_all(self.at(place).defenses, place)
+
+    def rows(self, profile: Profile, defense: str) -> list[tuple[str, float]]:
+        """Attack and ε of all rows that a defense has under a profile."""
+        weak = [(attack, eps) for attack in self.attacks for eps in self.epsilons]
+        judged = defense in {verdict.defense for verdict in self.verdicts}
+        strong = (profile.ours or not judged) and profile.n(defense, STRONG) > 0
+        epsilons = profile.epsilons if strong else ()
+        return [(CLEAN, 0.0), *weak, (CW, 0.0), *((STRONG, eps) for eps in epsilons)]
+
+    def missing(self, place: Place, profile: str = "full") -> list[tuple[str, str, float]]:
+        """Keys of the rows that a record does not have yet."""
+        study, stored = self.at(place), place.record(self.record(profile)).get("rows", [])
+        there = {tuple(row[k] for k in KEYS) for row in stored}
+        wanted = [
+            (name, *pair)
+            for name in study.defenses
+            for pair in study.rows(study.profiles[profile], name)
+        ]
+        return [key for key in wanted if key not in there]
+
+    def run(self, place: Place, profile: str = "full", only: list[str] | None = None) -> None:
+        """Fill the record of a profile; rows that older code made are named, and kept.
+
+        Args:
+            place: of data, weights, record and unfinished work.
+            profile: how much of everything.
+            only: defenses to measure; all without. Runs for different ones can share a record.
+
+        Raises:
+            ValueError: the record was made with other settings; each is named.
+        """
+        Comparison(self.at(place), place, profile, only).run()
+
+
+class Comparison:
+    """A study under way: its models, images and record.
+
+    Args:
+        study: what is compared, after its choice.
+        place: of data, weights, record and unfinished work.
+        profile: how much of everything; of a smaller set, all.
+        only: defenses to measure; all without.
+    """
+
+    def __init__(
+        self, study: Study, place: Place, profile: str, only: list[str] | None = None
+    ) -> None:
+        unknown = sorted(set(only or ()) - set(study.defenses))
+        if unknown:
+            known = ", ".join(study.defenses)
+            raise ValueError(f"only: expected {known}; got {', '.join(unknown)}")
+        self.study, self.place, sizes = study, place, study.profiles[profile]
+        self.models = {k: m for k, m in study.build(place).items() if not only or k in only}
+        self.sha256 = {k: model_fingerprint(model)[:16] for k, model in self.models.items()}
+        self.x, self.y = place.here(study.images(place, sizes.data).take(sizes.weak))
+        self.profile = sizes.within(len(self.x))
+        about = {
+            "what": f"which test {study.what} are read correctly under attacks that do not know "
+            "of the defense, and in the worst case over attacks that do",
+            "profile": asdict(self.profile),
+            "weak": study.about_attacks | {CW: study.cw, "seed": 0},
+            "data": study.about_data | {"n": len(self.x), "sha256": data.fingerprint(self.x)},
+            "outcomes": "in the order of the split: record.unpack(text, n); of the protocol on a "
+            "random model how many of the fresh draws were misread, per image",
+        }
+        name = study.record(profile)
+        self.record = Record(name, about, place.results, keys=KEYS, device=place.device)
+        self._kept: tuple[tuple[str, float], dict[tuple, Tensor]] = ("", 0.0), {}
+
+    def run(self) -> None:
+        """Fill in what is missing, the cheap first, and store after every row."""
+        for row in self.record.rows:
+            if outdated(row):
+                print(f"made by older code, and kept: {[row[k] for k in KEYS]}", flush=True)
+        order = [CLEAN, *self.study.attacks, CW]
+        wanted = [(k, *pair) for k in self.models for pair in self.study.rows(self.profile, k)]
+        weak = [key for key in wanted if key[1] != STRONG]
+        # Attacked images are shared, so what is made from the same ones is together.
+        for key in sorted(weak, key=lambda key: (order.index(key[1]), key[2])):
+            self.record.measure(key, partial(self._attack, *key))
+            self._forget(*key)
+        strong = [key for key in wanted if key[1] == STRONG]
+        for key in sorted(strong, key=self._price):
+            self.record.measure(key, partial(self._evaluate, *key))
+            self._forget(*key)
+        costs: dict[str, Callable[[nn.Module], Any]] = {
+            "ms_per_image": partial(milliseconds, x=self.x[:100])
+        }
+        if self.study.batch:
+            costs["gradient"] = self._gradient
+        for part, measure in costs.items():
+            if not self.models.keys() <= self.record.more.get(part, {}).keys():
+                self.record.save(**{part: {k: measure(m) for k, m in self.models.items()}})
+
+    def _price(self, key: tuple[str, str, float]) -> tuple[float, int]:
+        """Of the protocol, for the order: what the clean images have taken, for as many."""
+        row = self.record.find(key[0], CLEAN, 0.0)
+        seconds = row["seconds"] / row["n"] * self.profile.n(key[0], STRONG)
+        return seconds, self.profile.epsilons.index(key[2])
+
+    def _attack(self, name: str, attack: str, eps: float) -> Row:
+        """One weak attack, on the classifier that stands behind the defense, piece by piece."""
+        model, n = self.models[name], self.profile.n(name, attack)
+        about = self.record.about | {"row": [name, attack, eps], "model": self.sha256[name]}
+        so_far = Record(self._file(name, attack, eps), about, self.place.work, anew=True)
+        done = so_far.more.get("done", 0)
+        right = unpack(so_far.more.get("right", ""), done)
+        moved = torch.tensor(so_far.more.get("moved", []))
+        while done < n:
+            part = slice(done, min(done + PIECE, n))
+            found = self._attacked(model, attack, eps, part)
+            index = torch.arange(n)[part]
+            now = scores.outcomes(model, found, self.y[part], index=index).cpu()
+            far = (found - self.x[part]).flatten(1).norm(dim=1).cpu()
+            right, moved, done = torch.cat([right, now]), torch.cat([moved, far]), part.stop
+            so_far.save(done=done, right=pack(right), moved=moved.tolist())
+        row = self._row(name, right)
+        return row | ({"l2": round(moved.mean().item(), 3)} if attack == CW else {})
+
+    def _attacked(self, model: nn.Module, attack: str, eps: float, part: slice) -> Tensor:
+        """Images of the classifier behind a defense; kept, for other defenses need them too."""
+        classifier = model.classifier if isinstance(model, Defended) else model
+        if self._kept[0] != (attack, eps):
+            self._kept = (attack, eps), {}
+        known, where = self._kept[1], (classifier, part.start, part.stop)
+        if where not in known:
+            x, y, index = self.x[part], self.y[part], torch.arange(len(self.x))[part]
+            if attack == CLEAN:
+                known[where] = x
+            elif attack == CW:
+                known[where] = attacks.cw(classifier, x, y, **self.study.cw)
+            else:
+                weak = self.study.attacks[attack]
+                options = attacks.taken(weak, {"eps": eps, "index": index})
+                known[where] = weak(classifier, x, y, **options)
+        return known[where]
+
+    def _evaluate(self, name: str, attack: str, eps: float) -> Row:
+        """The protocol."""
+        n = self.profile.n(name, attack)
+        report = evaluate(
+            self.models[name],
+            self.x[:n],
+            self.y[:n],
+            eps=eps,
+            budget=self.profile.budget,
+            norm=self.study.norm,
+            curves=False,
+            title=name,
+            record=self.place.work / self._file(name, attack, eps),
+        )
+        right = report.right()
+        row = self._row(name, right == 1 if report.draws > 1 else right)
+        if report.draws > 1:
+            row |= {"misread": report.rescored, "draws": report.draws}
+            row["correct"] = round(right.sum().item(), 2)
+        row["stands"] = {k: round(left, 2) for k, left in report.stands().items()}
+        row["warnings"] = {finding.name: finding.seen for finding in report.findings}
+        return row
+
+    def _gradient(self, model: nn.Module) -> Row:
+        """An attacker's pass (FGSM, full gradient): ms per image, MiB for a batch at the worst."""
+        x, y = self.x[: self.study.batch], self.y[: self.study.batch]
+        if not differentiable(model, x[:1]):
+            return {}
+        with Meter(model, self.place.device) as cost, warnings.catch_warnings():
+            warnings.simplefilter("ignore", AttackWarning)  # a gradient may be zero
+            attacks.fgsm(model, x, y, eps=self.study.epsilons[0], batch_size=len(x))
+        held = None if cost.mebibytes is None else round(cost.mebibytes)
+        ms = round(1000 * cost.seconds / len(x), 1)
+        return {"ms": ms, "mebibytes": held, "batch": len(x)}
+
+    def _row(self, name: str, right: Tensor) -> Row:
+        whole = {"n": len(right), "correct": int(right.sum()), "outcomes": pack(right)}
+        return whole | {"model": self.sha256[name]}
+
+    def _file(self, name: str, attack: str, eps: float) -> str:
+        """Name of what a row that was stopped leaves."""
+        place = list(self.study.defenses).index(name)
+        return f"{self.record.name}_{place}_{attack.replace('&', '')}_{eps:g}"
+
+    def _forget(self, name: str, attack: str, eps: float) -> None:
+        """What a finished row has left, its strongest images too."""
+        file = self._file(name, attack, eps)
+        for path in (*self.place.work.glob(f"{file}.json"), *self.place.work.glob(f"{file}-*")):
+            path.unlink()

@@ -1,0 +1,268 @@
+"""How networks are trained for the recorded studies, and stored with what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import attacks, data, models, training
+from ..core import record, scores
+from ..data import Split
+from ..training import Task
+from .place import Place
+
+Options = dict[str, Any]
+Given = Callable[[nn.Module], Task]  # the classifier that is defended -> what a network learns
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        architecture: a key of :data:`apudae.models.MODELS`.
+        task: given the classifier that is defended, what the network learns.
+        options: of :func:`apudae.training.fit`.
+        model: options of the architecture.
+        warm_up: a task and options that come before.
+        defended: name of the classifier that the network is to defend, if it needs one.
+        fit: what trains it: called with network, images, labels and ``task``, ``checkpoint``,
+            ``progress`` and the options.
+    """
+
+    architecture: str
+    task: Given = lambda classifier: training.classification
+    options: Options = field(default_factory=dict)
+    model: dict[str, int] = field(default_factory=dict)
+    warm_up: tuple[Given, Options] | None = None
+    defended: str = ""
+    fit: Callable[..., object] = training.fit
+
+
+def fit_gan(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: Any) -> None:
+    """Train a generator beside a critic that is not kept; the options are those of ``train_gan``.
+
+    Args:
+        net: the generator.
+        images: float32 in [0, 1], or uint8.
+        labels: not used.
+        options: besides, ``task``, which is not used, and whether to show ``progress``.
+    """
+
+    def say(step: int, distance: float) -> None:
+        if step % 500 == 0:
+            print(f"step {step}: distance {distance:.2f}", flush=True)
+
+    options.pop("task")
+    options["progress"] = say if options["progress"] else None
+    real = images.float() / 255 if images.dtype == torch.uint8 else images
+    training.train_gan(net, models.build("mnist-critic").to(images.device), real, **options)
+
+
+def denoising(sigma: float) -> Given:
+    """Plain denoising at one noise level."""
+    return lambda classifier: training.denoising(sigma)
+
+
+def pgd_training(eps: float, steps: int, step_size: float) -> Given:
+    """Adversarial training (Madry et al. 2018); with one step that of Wong et al. (2020)."""
+    pgd = {"eps": eps, "steps": steps, "step_size": step_size, "early_stop": False}
+    return lambda classifier: training.adversarial(attacks.pgd, **pgd)
+
+
+def through(eps: float, **options: Any) -> Given:
+    """A purifier trained through the classifier: 7 steps of PGD on both, ε growing at first."""
+    pgd = {"warm_up": 0.3, "steps": 7, "relative_step": 0.25, "early_stop": False} | options
+    return lambda classifier: training.purifying(classifier, attacks.pgd, eps=eps, **pgd)
+
+
+def train(
+    name: str,
+    recipe: Recipe,
+    images: Split,
+    place: Place,
+    *,
+    folder: Path | None = None,
+    test: Callable[[Place], Split] | None = None,
+    progress: bool = True,
+    **changes: Any,
+) -> nn.Module:
+    """Train a network by its recipe, and save it; a run that was cut off is gone on with.
+
+    Args:
+        name: of the weights.
+        recipe: what to do.
+        images: and labels, to train on: float32 in [0, 1] or uint8, on the device.
+        place: of the defended classifier, of unfinished work, and of the new weights.
+        folder: of the new weights, if another.
+        test: loads images on which a classifier is measured as it is stored.
+        progress: show a bar.
+        changes: options that differ from the recipe's, such as ``epochs=1``.
+
+    Returns:
+        The network as it is stored, rounded to half precision.
+    """
+    print(f"training {name}", flush=True)
+    folder = folder or place.weights
+    place.work.mkdir(parents=True, exist_ok=True)
+    net = models.build(recipe.architecture, **recipe.model).to(place.device)
+    classifier = place.model(recipe.defended) if recipe.defended else nn.Identity()
+    options = recipe.options | changes
+    stages = [(recipe.task, options, place.work / f"{name}.pt")]
+    if recipe.warm_up is not None:
+        task, before = recipe.warm_up
+        stages.insert(0, (task, before | changes, place.work / f"{name}.warm-up.pt"))
+    for task, stage, path in stages:
+        go_on = {"checkpoint": path, "progress": progress}
+        recipe.fit(net, *images, task=task(classifier), **stage, **go_on)
+    about: Options = {"training": options, "made": record.provenance(place.device)}
+    about["data"] = {"n": len(images.images), "sha256": data.fingerprint(images.images)}
+    if recipe.defended:
+        about["classifier_sha256"] = place.sha256(recipe.defended)
+    how = {"architecture": recipe.architecture, "options": recipe.model, "folder": folder}
+    models.save(name, net, about=about, **how)
+    stored = models.load(name, folder, device=place.device)
+    if test is not None:
+        found = scores.accuracy(stored, *test(place))
+        about["measured"] = {"split": "test", "n": found.n, "correct": found.correct}
+        models.save(name, net, about=about, **how)
+        print(name, found, flush=True)
+    for _, _, path in stages:
+        path.unlink(missing_ok=True)
+    return stored
+
+
+def train_missing(
+    recipes: Mapping[str, Recipe], images: Callable[[], Split], place: Place, **options: Any
+) -> None:
+    """Train, in their order, the networks whose weights are not there.
+
+    Args:
+        recipes: by the name of the weights.
+        images: loads what is trained on; called only if something is missing.
+        place: see :func:`train`.
+        options: of :func:`train`.
+    """
+    missing = [name for name in recipes if not place.has(name)]
+    split = images() if missing else None
+    for name in missing:
+        train(name, recipes[name], split, place, **options)
+
+
+def tried(name: str, recipe: Recipe, images: Callable[[], Split], place: Place) -> nn.Module:
+    """A network that is only tried: its weights stay where unfinished work waits."""
+    if name in models.names(place.tried):
+        return models.load(name, place.tried, device=place.device)
+    return train(name, recipe, images(), place, folder=place.tried)
+
+
+def keep(tried_name: str, name: str, place: Place) -> None:
+    """Put a network that was tried among the weights, under its own name."""
+    about = dict(models.about(tried_name, place.tried))
+    how = {k: about.pop(k) for k in ("architecture", "options")}
+    about = {k: v for k, v in about.items() if k not in ("file", "sha256")}
+    net = models.load(tried_name, place.tried)
+    models.save(name, net, about=about, folder=place.weights, **how)
+
+
+# Digits. The purifier's recipe depends on what is chosen: see `digits`.
+CLASSIFIER_TRAINING = {"epochs": 10, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-4, "seed": 0}
+DAE_TRAINING = {"epochs": 15, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.0, "seed": 0}
+_DIGITS = {"batch_size": 128, "lr": 2e-3, "seed": 0}
+
+
+def digits_dae(sigma: float, width: int | None = None) -> Recipe:
+    """Plain denoising of digits at one noise level."""
+    model = {} if width is None else {"width": width}
+    return Recipe("mnist-dae", denoising(sigma), DAE_TRAINING, model)
+
+
+DIGITS = {"mnist-cnn": Recipe("mnist-cnn", options=CLASSIFIER_TRAINING)}
+# Networks of the published defenses, the quick first; for the classifier of digits.
+PUBLISHED = {
+    "mnist-magnet": Recipe(
+        "mnist-magnet",
+        denoising(0.1),
+        _DIGITS | {"epochs": 30, "lr": 3e-3},
+        defended="mnist-cnn",
+    ),
+    "mnist-vae": Recipe(
+        "mnist-vae",
+        lambda classifier: training.from_attacked(classifier, attacks.pgd, eps=0.3, steps=3),
+        _DIGITS | {"epochs": 10},
+        defended="mnist-cnn",
+    ),
+    "mnist-generator": Recipe(
+        "mnist-generator",
+        options={"steps": 4000, "batch_size": 64, "lr": 2e-4, "seed": 0},
+        defended="mnist-cnn",
+        fit=fit_gan,
+    ),
+    "mnist-soap": Recipe(
+        "mnist-soap",
+        lambda classifier: training.joint(),
+        _DIGITS | {"epochs": 20},
+        defended="mnist-cnn",
+    ),
+    "mnist-diffusion": Recipe(
+        "mnist-diffusion",
+        lambda classifier: training.noise_prediction,
+        _DIGITS | {"epochs": 20, "ema": 0.999},
+        defended="mnist-cnn",
+    ),
+    # Against five steps it does not begin to learn; against one (Wong et al. 2020) it does, and
+    # unlearns it again if that goes on for long.
+    "mnist-adversarial": Recipe(
+        "mnist-cnn",
+        pgd_training(0.3, 5, 0.1),
+        _DIGITS | {"epochs": 12, "lr": 3e-3},
+        {"width": 16},
+        (pgd_training(0.3, 1, 0.375), _DIGITS | {"epochs": 3, "lr": 5e-3}),
+        defended="mnist-cnn",
+    ),
+}
+# Classifiers that no purifier was trained with: narrower and from another seed; not convolutional
+# at all.
+OTHERS = {
+    "mnist-small": Recipe(
+        "mnist-cnn", options=CLASSIFIER_TRAINING | {"seed": 1}, model={"width": 12}
+    ),
+    "mnist-mlp": Recipe("mnist-mlp", options=CLASSIFIER_TRAINING | {"seed": 2}),
+}
+
+# Colours. A DAE for photographs is half as wide: it has fifty times the pixels.
+COLOUR_EPS = 8 / 255
+_SGD = {"optimizer": "sgd", "weight_decay": 5e-4, "augment": True, "ema": 0.998, "seed": 0}
+_SGD |= {"epochs": 15, "batch_size": 256, "lr": 0.15}
+_REDNET = {"batch_size": 128, "lr": 1e-3, "augment": True, "seed": 0}
+
+
+def rednet(sigma: float, depth: int, epochs: int, *, batch_size: int = 128, **model: int) -> Recipe:
+    """A REDNet for one noise level."""
+    options = _REDNET | {"epochs": epochs, "batch_size": batch_size}
+    return Recipe("rednet", denoising(sigma), options, {"depth": depth, **model})
+
+
+CIFAR10 = {"cifar10-resnet": Recipe("cifar10-resnet", options=_SGD, model={"width": 48})}
+CIFAR10_TRAINED = {
+    "cifar10-adversarial": Recipe(
+        "cifar10-resnet",
+        pgd_training(COLOUR_EPS, 1, 10 / 255),  # from a random point (Wong et al. 2020)
+        _SGD | {"epochs": 10},
+        {"width": 32},
+    )
+}
+CIFAR10_PURIFIER = {
+    "cifar10-purifier": Recipe(
+        "rednet",
+        through(COLOUR_EPS),
+        _REDNET | {"epochs": 30, "ema": 0.998},
+        {"depth": 10},
+        defended="cifar10-resnet",
+    )
+}

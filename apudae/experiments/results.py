@@ -1,0 +1,273 @@
+"""What the comparison of defenses has found, read from its records: tables, pairs, checks.
+
+The record of :mod:`.compare` holds everything but the verdicts that stand in records of their own;
+here they are put together::
+
+    found = results("mnist")
+    found.table(0.2)
+    found.minus("adversarial training", "direct", STRONG, 0.2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.record import Row, unpack
+from ..core.scores import Accuracy, Difference, paired_difference
+from ..evaluation import BUDGETS, Report
+from ..plots import SortableTable
+from . import colours, digits
+from .compare import CLEAN, CW, KEYS, STRONG, Study
+from .place import Place
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a defense does against a weak attack what it was made for.
+
+    Attributes:
+        name: of the defense.
+        attack: that it was made for, at ``eps``.
+        eps: its radius; 0 for C&W, which looks for the nearest misread image.
+        before: accuracy of the classifier without a defense.
+        after: with it.
+        gain: after minus before, on the same images.
+    """
+
+    name: str
+    attack: str
+    eps: float
+    before: Accuracy
+    after: Accuracy
+    gain: Difference
+
+    @property
+    def holds(self) -> bool:
+        """The interval of the gain lies above zero."""
+        return self.gain.low > 0
+
+
+def studies(place: Place) -> dict[str, Study]:
+    """All that are compared, by name; CIFAR-10 on the set that a choice was made on."""
+    rows = (
+        digits.COMPARISON,
+        colours.cifar10(colours.chosen_set(place)),
+        colours.imagenet(),
+        digits.PURIFIER,
+        digits.PURIFIER_L2,
+    )
+    return {study.name: study for study in rows}
+
+
+def results(name: str, profile: str = "full", place: Place | None = None) -> Results:
+    """What a study has found.
+
+    Args:
+        name: of a study.
+        profile: which of its records.
+        place: of the records; by default the package's own.
+
+    Raises:
+        ValueError: it has not been made, or there is no such study.
+    """
+    place = place or Place()
+    known = studies(place)
+    if name not in known:
+        raise ValueError(f"name: expected one of {', '.join(known)}, got {name!r}")
+    return Results(known[name], place, profile)
+
+
+class Results:
+    """The record of a comparison, and the verdicts that belong to it.
+
+    Args:
+        study: what was compared.
+        place: of the records.
+        profile: of the study.
+
+    Raises:
+        ValueError: it has not been made.
+    """
+
+    def __init__(self, study: Study, place: Place, profile: str = "full") -> None:
+        self.study, record = study.at(place), place.record(study.record(profile))
+        if not record:
+            raise ValueError(f"there is no record {study.record(profile)!r} in {place.results}")
+        self.rows: list[Row] = record["rows"]
+        self._row = {tuple(row[k] for k in KEYS): row for row in self.rows}
+        self.ms: dict[str, float] = record["ms_per_image"]
+        self.gradient: dict[str, dict[str, float]] = record.get("gradient", {})
+        self.epsilons = tuple(sorted(record["profile"].get("epsilons", study.epsilons)))
+        self.budget = _budget(record["profile"]["budget"])
+        found = {(v.defense, v.eps): v.load(place) for v in study.verdicts}
+        self.reports: dict[tuple[str, float], Report] = {
+            key: report for key, report in found.items() if report and not self._get(*key)
+        }
+
+    def _get(self, name: str, eps: float) -> Row | None:
+        return self._row.get((name, STRONG, eps))
+
+    def names(self) -> list[str]:
+        """Defenses of which there are rows, in the book's order."""
+        there = {row["defense"] for row in self.rows}
+        return [name for name in self.study.defenses if name in there]
+
+    def has(self, name: str, attack: str, eps: float = 0.0) -> bool:
+        """Whether a row is there."""
+        judged = attack == STRONG and (name, eps) in self.reports
+        return judged or (name, attack, eps) in self._row
+
+    def right(self, name: str, attack: str, eps: float = 0.0) -> Tensor:
+        """Outcomes per test image, from the first on: bool ``[n]``.
+
+        Of a random model under the protocol float64 rates on fresh draws.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        if not self.has(name, attack, eps):
+            raise ValueError(f"no row {name!r}, {attack!r}, {eps:g} in the record")
+        if attack == STRONG and (name, eps) in self.reports:
+            return self.reports[name, eps].right()
+        row = self._row[name, attack, eps]
+        if "misread" in row:
+            return 1 - torch.tensor(row["misread"], dtype=torch.float64) / row["draws"]
+        return unpack(row["outcomes"], row["n"])
+
+    def accuracy(self, name: str, attack: str, eps: float = 0.0) -> Accuracy:
+        """Share of images read rightly."""
+        return Accuracy.of(self.right(name, attack, eps))
+
+    def relative(self, name: str, attack: str, eps: float = 0.0) -> Accuracy:
+        """The same on those images that the classifier without a defense reads rightly, clean.
+
+        For images that the classifier may have been trained on: its accuracy on them says little,
+        what an attack or a defense takes from it says more.
+        """
+        return Accuracy.of(*self.shared([name], attack, eps, relative=True))
+
+    def shared(
+        self, names: Sequence[str], attack: str, eps: float = 0.0, *, relative: bool = False
+    ) -> list[Tensor]:
+        """Outcomes of several defenses on the images that all of them have.
+
+        Args:
+            names: of the defenses.
+            attack: name of a row.
+            eps: of the attack.
+            relative: only those images that :meth:`relative` counts.
+        """
+        found = [self.right(name, attack, eps) for name in names]
+        known = self.right("no defense", CLEAN)
+        n = min(map(len, [*found, *([known] if relative else [])]))
+        return [part[:n][known[:n]] if relative else part[:n] for part in found]
+
+    def minus(
+        self, one: str, other: str, attack: str, eps: float = 0.0, *, relative: bool = False
+    ) -> Difference:
+        """How many points one defense is better than another, on the images that both have.
+
+        Args:
+            one: the defense that the difference speaks of.
+            other: the one it is held against.
+            attack: name of a row.
+            eps: of the attack.
+            relative: of those images alone that :meth:`relative` counts.
+        """
+        return paired_difference(*self.shared([other, one], attack, eps, relative=relative))
+
+    def budget_of(self, name: str, eps: float) -> str:
+        """Of the protocol: ``"quick"``, ``"reference"``, ``"light"`` (between) or ``"own"``."""
+        report = self.reports.get((name, eps))
+        return _budget(report.settings["options"]) if report else self.budget
+
+    def stands(self, name: str, eps: float) -> dict[str, float]:
+        """Per attack of the protocol, in its order, the share in % that stands after it."""
+        report = self.reports.get((name, eps))
+        row = {"stands": report.stands(), "n": report.n} if report else self._get(name, eps)
+        return {attack: 100 * left / row["n"] for attack, left in row["stands"].items()}
+
+    def table(self, eps: float, *, relative: bool = False) -> SortableTable:
+        """All defenses: clean, under a weak and a strong attacker, and what they cost.
+
+        Args:
+            eps: of the attacks.
+            relative: accuracies as :meth:`relative` has them; n counts those images.
+        """
+        share = self.relative if relative else self.accuracy
+        header = ["defense", "clean", "PGD on the classifier", "worst case", "n", "budget"]
+        rows = []
+        for name in self.names():
+            cells = [name, *self._cells(name, {CLEAN: 0.0, "PGD": eps}, relative)]
+            strong = ["–", "–", "not run"]
+            if self.has(name, STRONG, eps):
+                worst = share(name, STRONG, eps)
+                strong = [worst, worst.n, self.budget_of(name, eps)]
+            ms = self.ms.get(name)
+            ms = "–" if ms is None else f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}"
+            retrained = self.study.defenses[name].retrained
+            rows.append([*cells, *strong, ms, "retrained" if retrained else "as it was"])
+        return SortableTable([*header, "ms per image", "classifier"], rows)
+
+    def weak(
+        self, eps: float, attacks: Sequence[str] | None = None, *, relative: bool = False
+    ) -> SortableTable:
+        """All defenses under attacks on the classifier alone, which do not know of them.
+
+        Args:
+            eps: their radius.
+            attacks: names of the columns; by default clean images and all attacks.
+            relative: accuracies as :meth:`relative` has them; n counts those images.
+
+        Raises:
+            ValueError: there is no such attack in the study.
+        """
+        known = {CLEAN: 0.0} | dict.fromkeys(self.study.attacks, eps) | {CW: 0.0}
+        unknown = sorted(set(attacks or ()) - set(known))
+        if unknown:
+            raise ValueError(
+                f"attacks: expected some of {', '.join(known)}; got {', '.join(unknown)}"
+            )
+        columns = {name: known[name] for name in (attacks or known)}
+        share = self.relative if relative else self.accuracy
+        rows = [
+            [name, share(name, CLEAN).n, *self._cells(name, columns, relative)]
+            for name in self.names()
+        ]
+        return SortableTable(["defense", "n", *columns], rows)
+
+    def checks(self) -> list[Check]:
+        """Each published defense against the weak attack it was made for."""
+        found = []
+        for name, defense in self.study.defenses.items():
+            if defense.made_for and self.has(name, *defense.made_for):
+                pair = self.shared(["no defense", name], *defense.made_for)
+                gain = self.minus(name, "no defense", *defense.made_for)
+                found.append(Check(name, *defense.made_for, *map(Accuracy.of, pair), gain))
+        return found
+
+    def missing(self) -> list[str]:
+        """Verdicts that have not been reached: ``"soap, ε = 0.1"``."""
+        return [
+            f"{name}, ε = {eps:g}"
+            for name in self.names()
+            for eps in self.epsilons
+            if not self.has(name, STRONG, eps)
+        ]
+
+    def _cells(self, name: str, columns: dict[str, float], relative: bool) -> list[str]:
+        share = self.relative if relative else self.accuracy
+        return [str(share(name, *key)) if self.has(name, *key) else "–" for key in columns.items()]
+
+
+def _budget(options: Row) -> str:
+    """Its name, from its settings."""
+    for name, budget in (BUDGETS | {"light": digits.LIGHT}).items():
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(budget).items()}
+        if plain == options:
+            return name
+    return "own"
