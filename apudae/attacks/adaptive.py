@@ -164,7 +164,8 @@ class Surrogate(Exact):
 
     Args:
         model: images -> logits, whose answers count.
-        other: images -> logits or a view, whose gradient is followed. See :func:`smooth`.
+        other: images -> logits or a view, whose gradient is followed. See
+            :func:`apudae.purification.smooth`.
     """
 
     def __init__(self, model: nn.Module, other: nn.Module) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_number
 from ..core.norms import uniforms
-from .objective import Objective, by_chunk, check_attack
+from .objective import Objective, by_chunk, check_attack, keys_of
 
 EPS = 8 / 255
 ALPHA = 2 / 255  # of R-FGSM
@@ -50,7 +50,7 @@ def noise(
     ``model`` and ``y`` are not used.
     """
     check_attack(model, x, y, eps, "linf", index=index)
-    return _cut(_random(x.detach(), eps, _index(index, x), seed), clip)
+    return _cut(_random(x.detach(), eps, keys_of(x, index), seed), clip)
 
 
 def fgsm(
@@ -63,13 +63,7 @@ def fgsm(
     batch_size: int | None = None,
 ) -> Tensor:
     """One step of ε along the gradient's sign, cut to [−1, 1]."""
-    check_attack(model, x, y, eps, "linf", batch_size=batch_size)
-    objective = Objective(model)
-
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return _cut(_step(objective, x, y, eps), clip)
-
-    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+    return rfgsm(model, x, y, eps=eps, alpha=0.0, clip=clip, batch_size=batch_size)
 
 
 def rfgsm(
@@ -84,17 +78,15 @@ def rfgsm(
     clip: bool = True,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Noise of size α, and *then* FGSM with all of ε: a pixel may move by ε + α.
-
-    Raises:
-        ValueError: an argument that no attack can use.
-    """
+    """Noise of size α, and *then* FGSM with all of ε: a pixel may move by ε + α."""
     check_attack(model, x, y, eps, "linf", index=index, batch_size=batch_size)
     check_number(alpha, "alpha")
     objective = Objective(model)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return _cut(_step(objective, _random(x, alpha, index, seed), y, eps), clip)
+        z = _random(x, alpha, index, seed) if alpha else x
+        _, _, gradient = objective.gradient(z, y)
+        return _cut((z + eps * gradient.sign()).clamp(-1, 1), clip)
 
     return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
 
@@ -110,11 +102,7 @@ def bim(
     clip: bool = True,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Steps along the sign of the sum of all gradients so far; cut to the ball after the last.
-
-    Raises:
-        ValueError: an argument that no attack can use.
-    """
+    """Steps along the sign of the sum of all gradients so far; cut to the ball after the last."""
     check_attack(model, x, y, eps, "linf", batch_size=batch_size)
     check_count(steps, "steps")
     check_number(step_size, "step_size", exclusive=True)
@@ -133,14 +121,6 @@ def bim(
 def _random(x: Tensor, size: float, index: Tensor, seed: int) -> Tensor:
     draws = uniforms(tuple(x.shape[1:]), index, seed, 0, device=x.device).to(x.dtype)
     return (x + size * (2 * draws - 1)).clamp(-1, 2)
-
-
-def _step(objective: Objective, z: Tensor, y: Tensor, eps: float) -> Tensor:
-    return (z + eps * objective.gradient(z, y)[2].sign()).clamp(-1, 1)
-
-
-def _index(index: Tensor | None, x: Tensor) -> Tensor:
-    return torch.arange(len(x)) if index is None else index.cpu()
 
 
 def _cut(z: Tensor, clip: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Two attacks of AutoAttack: APGD, which sets its own step size, and Square, without gradients.
 
 Both have no step size to tune, which is how attacks most often come out too weak. They are called
-like all others; see :mod:`apudae.attacks`.
+like all attacks; see :mod:`apudae.attacks`.
 """
 
 from __future__ import annotations
@@ -42,23 +42,14 @@ def apgd(
     in fewer than three quarters of the steps, or whose step and best loss stayed the same,
     returns to its best point with half the step.
 
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``.
-        eps: radius of the ball.
-        norm: ``"linf"`` or ``"l2"``.
+    Args besides those of all attacks:
         steps: gradient steps of each run.
         restarts: runs, each from its own random start; the best is kept.
-        loss: ``"ce"``, ``"margin"``, ``"dlr"``, or ``"dlr-targeted"``: one run towards each of
-            the ``targets`` classes that the model finds likeliest after ``y`` (4 classes or
-            more). The ``targeted`` switch is not for this loss: here ``y`` is the true class.
+        loss: also ``"dlr-targeted"``: one run towards each of the ``targets`` classes that the
+            model finds likeliest after ``y`` (4 classes or more). The ``targeted`` switch is not
+            for this loss: here ``y`` is the true class.
         targets: how many, for ``"dlr-targeted"``.
         early_stop: leave an image alone once it fell; see :func:`apudae.attacks.pgd`.
-        targeted: reach ``y`` instead of leaving it.
-        seed: of the random starts.
-        index: of the images, keys of their draws.
-        batch_size: images per pass.
 
     Raises:
         ValueError: an argument that no attack can use, or too few classes for the loss.
@@ -73,9 +64,6 @@ def apgd(
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best, goals = Best(x), None
-        if eps == 0:
-            objective.value(x, y)  # only checks the model
-            return x
         if to_each:
             logits = objective.logits(x, y)
             check_classes(logits, 4, loss)
@@ -90,7 +78,7 @@ def apgd(
             _climb(objective, best, place, start, x, y, goal, eps, norm, steps, early_stop)
         return best.images
 
-    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, x, y, eps=eps, index=index, batch_size=batch_size)
 
 
 def _climb(
@@ -126,11 +114,10 @@ def _climb(
         if early_stop and fell.any():
             keep = ~fell
             place, goal = place[keep], None if goal is None else goal[keep]
-            state = (z, previous, peak, value, gradient, top, top_gradient, step, rises)
-            z, previous, peak, value, gradient, top, top_gradient, step, rises = (
-                part[keep] for part in state
-            )
-            step_then, top_then = step_then[keep], top_then[keep]
+            state = (z, previous, peak, value, gradient, top, top_gradient)
+            z, previous, peak, value, gradient, top, top_gradient = (s[keep] for s in state)
+            steps_then = (step, rises, step_then, top_then)
+            step, rises, step_then, top_then = (s[keep] for s in steps_then)
             if len(place) == 0:
                 return
         inside = x[place]
@@ -183,24 +170,14 @@ def square(
     Each query changes one square of each image, and the change stays if it raises the margin. A
     gradient that misleads does not mislead this attack; where it wins, distrust the gradients.
 
-    Args:
-        model: images -> logits; only its outputs are used.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``.
-        eps: radius of the ball.
-        norm: ``"linf"`` or ``"l2"`` (L2: images of at least 6 × 6 pixels).
+    Only the model's outputs are used. In L2 images have 6 × 6 pixels or more.
+
+    Args besides those of all attacks:
         queries: how often the model may be asked about each image.
         p: share of the pixels that the first squares cover; it shrinks as the attack goes on.
         early_stop: leave an image alone once it fell. Of a random model that may be one lucky draw:
             without, the margin is raised to the end, and what an image is worth is asked again
             every 100 queries.
-        targeted: reach ``y`` instead of leaving it.
-        seed: of the squares and signs.
-        index: of the images, keys of their draws.
-        batch_size: images per pass.
-
-    Raises:
-        ValueError: an argument that no attack can use.
     """
     check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
     check_count(queries, "queries")
@@ -214,9 +191,6 @@ def square(
     channels, eps = x.shape[1], within_reach(eps, norm, x)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        if eps == 0:
-            objective.value(x, y)  # only checks the model
-            return x
         found = x.clone()
         place = torch.arange(len(x), device=x.device)
         luck = uniforms((channels, *x.shape[2:]), index, seed, 0, device=x.device)
@@ -243,7 +217,7 @@ def square(
             value = torch.where(better, worth, value)
         return found
 
-    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, x, y, eps=eps, index=index, batch_size=batch_size)
 
 
 _BLOCK = 100  # queries whose random numbers are drawn at once
@@ -266,10 +240,8 @@ def _stripes(x: Tensor, eps: float, luck: Tensor) -> Tensor:
 
 def _one_square(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> Tensor:
     """Inside one square every channel becomes x + ε or x − ε."""
-    rows, columns = _window(z, luck[:, :2], max(round(side), 1))
-    inside = rows[:, :, None] & columns[:, None, :]
     signs = _signs(luck[:, 5:]).to(x.dtype)[:, :, None, None]
-    return torch.where(inside[:, None], x + eps * signs, z)
+    return torch.where(_window(z, luck[:, :2], max(round(side), 1)), x + eps * signs, z)
 
 
 def _tiles(x: Tensor, eps: float, luck: Tensor) -> Tensor:
@@ -291,10 +263,7 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
     size = max(round(side), 3)
     size = min(size + 1 - size % 2, *x.shape[2:])  # odd, as far as the image allows
     change = z - x
-    chosen, other = (
-        (rows[:, :, None] & columns[:, None, :])[:, None].to(x.dtype)
-        for rows, columns in (_window(z, luck[:, :2], size), _window(z, luck[:, 2:4], size))
-    )
+    chosen, other = (_window(z, luck[:, k : k + 2], size).to(x.dtype) for k in (0, 2))
     # What the ball leaves unused and what the two squares hold now. As in AutoAttack's code each
     # channel gets what all of them held; the whole is brought back to length ε below.
     unused = (eps**2 - length(change, "l2") ** 2).clamp(min=0)
@@ -311,15 +280,19 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
     row = (top[:, None] + span)[:, None, :, None]
     column = (left[:, None] + span)[:, None, None, :]
     old = change[image, channel, row, column]
-    new = bumps * signs + old / old.flatten(2).norm(dim=2).clamp(min=1e-12)[:, :, None, None]
-    new = new / new.flatten(2).norm(dim=2).clamp(min=1e-12)[:, :, None, None]
+    new = _of_length_1(bumps * signs + _of_length_1(old))
     change = change * (1 - other)
     change[image, channel, row, column] = new * per_image(budget, new)
     return x + eps * steepest(change, "l2")
 
 
-def _window(z: Tensor, luck: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A square's rows ``[N, H]`` and columns ``[N, W]``, its corner drawn as in the authors' code.
+def _of_length_1(part: Tensor) -> Tensor:
+    """Each channel of each image, ``[N, C, h, w]``, over its length."""
+    return part / part.flatten(2).norm(dim=2).clamp(min=1e-12)[:, :, None, None]
+
+
+def _window(z: Tensor, luck: Tensor, size: int) -> Tensor:
+    """A square, bool ``[N, 1, H, W]``, its corner drawn as in the authors' code.
 
     There, a square never touches the last row or column, unless it fills the image.
     """
@@ -329,7 +302,8 @@ def _window(z: Tensor, luck: Tensor, size: int) -> tuple[Tensor, Tensor]:
         first = (luck[:, k] * max(whole - side, 1)).long()[:, None]
         at = torch.arange(whole, device=z.device)[None]
         spans.append((at >= first) & (at < first + side))
-    return spans[0], spans[1]
+    rows, columns = spans
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def _bump(size: int, like: Tensor) -> Tensor:

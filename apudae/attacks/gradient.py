@@ -1,16 +1,15 @@
 """Gradient attacks with a fixed step size: FGSM, R-FGSM, BIM, PGD, and noise beside them.
 
-They are called like all others; see :mod:`apudae.attacks`.
+They are called like all attacks; see :mod:`apudae.attacks`.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_number
-from ..core.norms import in_ball, project, steepest, uniforms
-from .objective import Best, Objective, View, by_chunk, check_attack
+from ..core.norms import in_ball, normals, project, steepest, uniforms
+from .objective import Best, Objective, View, by_chunk, check_attack, keys_of
 
 
 def noise(
@@ -30,8 +29,7 @@ def noise(
     check_attack(model, x, y, eps, norm, index=index)
     if len(x) == 0:
         return x.detach().clone()
-    index = torch.arange(len(x)) if index is None else index
-    return in_ball(x.detach(), eps, norm, index, seed)
+    return in_ball(x.detach(), eps, norm, keys_of(x, index), seed)
 
 
 def fgsm(
@@ -48,19 +46,6 @@ def fgsm(
     """Fast gradient sign method: one step of size ε (Goodfellow et al. 2015, §4).
 
     In L2 the step follows the gradient itself ("fast gradient method").
-
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``: the true ones, or with ``targeted`` those to reach.
-        eps: radius of the ball.
-        norm: ``"linf"`` or ``"l2"``.
-        loss: what is raised: ``"ce"``, ``"margin"`` or ``"dlr"``.
-        targeted: lower the loss of ``y`` instead of raising it.
-        batch_size: images per pass.
-
-    Raises:
-        ValueError: an argument that no attack can use.
     """
     check_attack(model, x, y, eps, norm, batch_size=batch_size)
     objective = Objective(model, loss, targeted)
@@ -91,21 +76,9 @@ def rfgsm(
     The random step leaves the neighbourhood of ``x``, where a network trained against FGSM can
     have a misleading gradient. Both steps together cost ε: the second has length ε − α.
 
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``.
-        eps: radius of the ball: the budget of both steps.
-        alpha: size of the random step (random signs; in L2 a random direction); by default ε / 2.
-        norm: ``"linf"`` or ``"l2"``.
-        loss: what is raised.
-        targeted: reach ``y`` instead of leaving it.
-        seed: of the random step.
-        index: of the images, keys of their draws.
-        batch_size: images per pass.
-
-    Raises:
-        ValueError: an argument that no attack can use, or α above ε.
+    Args besides those of all attacks:
+        alpha: size of the random step (random signs; in L2 a random direction), at most ε; by
+            default ε / 2.
     """
     check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
     alpha = eps / 2 if alpha is None else alpha
@@ -115,9 +88,8 @@ def rfgsm(
     objective = Objective(model, loss, targeted)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        draws = uniforms(tuple(x.shape[1:]), index, seed, 0, device=x.device).double()
-        normal = torch.special.ndtri(draws.clamp(1e-9, 1 - 1e-9)).to(x.dtype)
-        moved = (x + alpha * steepest(normal, norm)).clamp(0, 1)
+        draws = uniforms(tuple(x.shape[1:]), index, seed, 0, device=x.device)
+        moved = (x + alpha * steepest(normals(draws).to(x.dtype), norm)).clamp(0, 1)
         _, _, gradient = objective.gradient(moved, y)
         return project(moved + (eps - alpha) * steepest(gradient, norm), x, eps, norm)
 
@@ -142,20 +114,9 @@ def bim(
 
     The arguments are those of :func:`pgd`.
     """
-    return pgd(
-        model,
-        x,
-        y,
-        eps=eps,
-        norm=norm,
-        steps=steps,
-        step_size=step_size,
-        random_start=False,
-        loss=loss,
-        early_stop=early_stop,
-        targeted=targeted,
-        batch_size=batch_size,
-    )
+    shared = {"eps": eps, "norm": norm, "loss": loss, "targeted": targeted}
+    own = {"steps": steps, "step_size": step_size, "early_stop": early_stop}
+    return pgd(model, x, y, random_start=False, batch_size=batch_size, **shared, **own)
 
 
 def pgd(
@@ -184,40 +145,18 @@ def pgd(
     as ``y``, the lowest loss). Along an :class:`~apudae.attacks.EOT` view each value is of other
     draws, and the best would be the luckiest: there each run's last iterate counts.
 
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``.
-        eps: radius of the ball.
-        norm: ``"linf"`` or ``"l2"``.
+    Args besides those of all attacks:
         steps: gradient steps.
         step_size: of each step; by default 2.5 · ε / steps, which can cross the ball.
         random_start: begin at a uniformly drawn point of the ball.
         restarts: runs, each from its own random start; the best is kept.
-        loss: what is raised: ``"ce"``, ``"margin"`` (with L∞ often called "C&W L∞") or ``"dlr"``.
         early_stop: leave an image alone from its first misclassified iterate on (``targeted``:
             the first classified as ``y``). Much faster, and no weaker against ``model`` itself.
             Against *another* model, such as the same classifier behind a purifier, it is far
             weaker: an image left just behind the border is easily brought back.
-        targeted: reach ``y`` instead of leaving it.
-        seed: of the random starts.
-        index: of the images, keys of their draws.
-        batch_size: images per pass.
-
-    Raises:
-        ValueError: an argument that no attack can use.
     """
-    check_attack(
-        model,
-        x,
-        y,
-        eps,
-        norm,
-        index=index,
-        batch_size=batch_size,
-        steps=steps,
-        restarts=restarts,
-    )
+    counts = {"steps": steps, "restarts": restarts}
+    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size, **counts)
     if step_size is not None:
         check_number(step_size, "step_size", exclusive=True)
     if restarts > 1 and not random_start:
@@ -228,9 +167,6 @@ def pgd(
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best = Best(x)
-        if eps == 0:
-            objective.value(x, y)  # only checks the model
-            return x
         for run in range(restarts):
             place = best.places(standing=early_stop)
             if len(place) == 0:
@@ -251,4 +187,4 @@ def pgd(
                 best.offer(place, z, *objective.value(z, y[place]))  # the last is only judged
         return best.images
 
-    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, x, y, eps=eps, index=index, batch_size=batch_size)

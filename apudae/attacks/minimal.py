@@ -1,7 +1,7 @@
 """The smallest change that is enough: Carlini & Wagner's attack and DeepFool.
 
 Here ε is a limit, infinite unless given: an image whose smallest change is longer is pulled back to
-the ball, where it usually stands. They are called like all others; see :mod:`apudae.attacks`.
+the ball, where it usually stands. They are called like all attacks; see :mod:`apudae.attacks`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ def cw(
     the largest that failed and the smallest that succeeded, times ten while none has. The closest
     x′ that succeeded is returned, an image for which none did is returned as it was.
 
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``.
+    Args besides those of all attacks:
         eps: limit of the L2 length.
         confidence: κ, by how much the wrong class must win, in logits.
         steps: Adam steps for each c. An image whose objective has not fallen by 0.01 % within a
@@ -51,11 +48,6 @@ def cw(
         searches: values of c that are tried.
         step_size: of Adam, in w.
         initial_c: the first c.
-        targeted: reach ``y`` instead of leaving it.
-        batch_size: images per pass.
-
-    Raises:
-        ValueError: an argument that no attack can use.
     """
     counts = {"steps": steps, "searches": searches}
     check_attack(model, x, y, eps, "l2", batch_size=batch_size, unbounded=True, **counts)
@@ -167,20 +159,14 @@ def deepfool(
     ``candidates`` would win. On a linear model the first step is exact, so the distance is (1 +
     overshoot) times the closed form ``(z_y − z_k) / ‖w_y − w_k‖`` (L∞: the 1-norm below).
 
-    Args:
-        model: images -> logits.
-        x: images ``[N, C, H, W]`` in [0, 1].
-        y: int64 labels ``[N]``. Images that are misread already are returned as they are,
-            unless by less than rounding (10⁻⁵ of the largest logit).
+    Images that are misread already are returned as they are, unless by less than rounding (10⁻⁵
+    of the largest logit).
+
+    Args besides those of all attacks:
         eps: limit of the length.
-        norm: ``"l2"`` or ``"linf"``.
         steps: at most; an image is left alone once it fell.
         candidates: classes to consider, the likeliest on the clean image, ``y`` included.
         overshoot: by which share the whole change is lengthened, to end behind the border.
-        batch_size: images per pass.
-
-    Raises:
-        ValueError: an argument that no attack can use.
     """
     check_attack(model, x, y, eps, norm, batch_size=batch_size, unbounded=True, steps=steps)
     check_count(candidates, "candidates", minimum=2)

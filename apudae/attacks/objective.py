@@ -1,6 +1,12 @@
-"""Losses that attacks raise.
+"""What an attack asks of a model, and what it keeps.
 
-Each is per image, ``(logits [N, K], labels [N]) -> [N]``, and higher is worse for the classifier.
+- :data:`LOSSES`: what attacks raise, each per image, ``(logits [N, K], labels [N]) -> [N]``;
+  higher is worse for the classifier
+- :class:`View`: a model as an attacker sees it; :class:`Objective`: losses and image gradients of
+  a model or a view
+- :class:`Best`: each image's strongest iterate
+- :func:`check_attack`, :func:`by_chunk`, :func:`check_inside`: what every attack does before,
+  around and after
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from ..core.arguments import (
     warn,
 )
 from ..core.calling import evaluating, logits_of, looks_like_probabilities, warn_if_training
-from ..core.norms import check_norm, per_image
+from ..core.norms import check_norm, length, per_image
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -196,7 +202,13 @@ class Objective:
             check_logits(logits, y)
             if self._all_labels is not None:
                 check_labels(self._all_labels, len(self._all_labels), classes=logits.shape[1])
-            _warn_if_probabilities(logits)
+            if looks_like_probabilities(logits):
+                warn(
+                    "model: its outputs look like probabilities (none negative, each row sums to "
+                    "1). Attacks need logits: where a softmax is sure of itself its outputs hardly "
+                    "move, whatever the loss, so the attack can be much weaker and the accuracy "
+                    "you measure too high. Return the values before the softmax."
+                )
             self.classes = logits.shape[1]
         return logits
 
@@ -304,12 +316,14 @@ def by_chunk(
     x: Tensor,
     y: Tensor,
     *,
+    eps: float = math.inf,
     index: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """Run ``attack(images, labels, index)`` on chunks, the model in evaluation mode.
 
-    ``index`` keys each image's random draws; by default its place in the batch.
+    ``index`` keys each image's random draws; by default its place in the batch. Where ``eps`` is
+    0 there is nothing to run, and the model is only checked.
     """
     with torch.inference_mode(False), torch.no_grad(), evaluating(objective.model):
         # Copies: they may come from inference mode. The checks let pass what rounding put outside.
@@ -317,16 +331,37 @@ def by_chunk(
         if len(x) == 0:
             return x
         objective.expect(y)
-        index = torch.arange(len(x)) if index is None else index.cpu()
         size = batch_size or _chunk(x)
-        parts = zip(x.split(size), y.split(size), index.split(size), strict=True)
+        parts = [part.split(size) for part in (x, y, keys_of(x, index))]
         attacked = []
-        for part in parts:
+        for images, labels, keys in zip(*parts, strict=True):
             objective.begin()
-            attacked.append(attack(*part))
+            if eps == 0:
+                objective.value(images, labels)
+                attacked.append(images)
+            else:
+                attacked.append(attack(images, labels, keys))
         attacked = torch.cat(attacked)
         objective.finish(attacked)
     return attacked
+
+
+def keys_of(x: Tensor, index: Tensor | None) -> Tensor:
+    """The keys of the images' random draws: ``index`` on the CPU, by default their places."""
+    return torch.arange(len(x)) if index is None else index.cpu()
+
+
+def check_inside(images: Tensor, x: Tensor, eps: float, norm: str, name: str) -> None:
+    """Raise ``ValueError`` for what an attack returned outside the ball around ``x`` or [0, 1]."""
+    if images.shape != x.shape:
+        raise ValueError(f"attacks: {name!r} returned shape {list(images.shape)}")
+    low, high = images.min().item(), images.max().item()
+    far = length(images - x, norm).max().item()
+    if not (low >= 0 and high <= 1 and far <= eps + 1e-5):
+        raise ValueError(
+            f"attacks: {name!r} left the {norm} ball of radius {eps:g} or [0, 1]: it went "
+            f"{far:.4g} far, to values in [{low:.4g}, {high:.4g}]"
+        )
 
 
 def _chunk(x: Tensor) -> int:
@@ -340,14 +375,3 @@ def _chunk(x: Tensor) -> int:
     else:
         most = max(1, 2**23 // pixels)
     return math.ceil(len(x) / math.ceil(len(x) / most))
-
-
-def _warn_if_probabilities(logits: Tensor) -> None:
-    if looks_like_probabilities(logits):
-        warn(
-            "model: its outputs look like probabilities (none negative, each row sums to 1). "
-            "Attacks need logits: where a softmax is sure of itself its outputs hardly move, "
-            "whatever the loss, so the attack can be much weaker and the accuracy you measure "
-            "too high. "
-            "Return the values before the softmax."
-        )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apudae import attacks, authors
+from apudae import attacks
 from apudae.attacks import as_published
 
 
@@ -92,7 +92,7 @@ def test_the_log_is_that_of_whole_images():
 @pytest.mark.parametrize("name", ["noise", "fgsm", "rfgsm", "bim"])
 def test_bad_arguments_are_named(problem, name):
     model, x, y = problem
-    attack = getattr(authors, name)
+    attack = getattr(as_published, name)
     with pytest.raises(ValueError, match="eps"):
         attack(model, x, y, eps=-0.1)
     with pytest.raises(ValueError, match=r"x: expected values in \[0, 1\]"):

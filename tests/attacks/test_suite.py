@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from apudae import attacks, data, models
+from apudae.attacks.suite import standard
 from apudae.core.norms import length
 
 
@@ -94,7 +95,7 @@ def test_what_withstands_the_standard_list_withstands_each_of_its_members(norm, 
     eps = 0.1 if norm == "linf" else 1.5
     worst = attacks.suite(model, x, y, eps=eps, norm=norm)
     assert worst.names == ("clean", "PGD", "APGD-CE", "APGD-DLR", "Square")
-    for attack in attacks.standard().values():
+    for attack in standard(classes=10).values():
         alone = model(attack(model, x, y, eps=eps, norm=norm)).argmax(1) == y
         assert (alone | ~worst.standing).double().mean() > 0.97  # one may fall by rounding
     assert length(worst.images - x, norm).max() <= eps + 1e-5
@@ -107,16 +108,10 @@ def test_two_classes_are_enough_for_the_standard_list(linear, generator):
     assert worst.names == ("clean", "PGD", "APGD-CE", "APGD-margin", "Square")
 
 
-def test_budgets_by_name():
-    quick, reference = attacks.standard(), attacks.standard("reference")
-    assert quick.keys() == reference.keys()
+def test_the_standard_list_is_the_quick_budget():
+    quick = standard(classes=10)
     assert quick["PGD"].keywords["steps"] == quick["APGD-CE"].keywords["steps"] == 50
     assert quick["Square"].keywords["queries"] == 500
-    assert reference["PGD"].keywords["steps"] == 200
-    assert reference["APGD-CE"].keywords["steps"] == 100
-    assert reference["Square"].keywords["queries"] == 5000
-    with pytest.raises(ValueError, match="budget: expected 'quick' or 'reference', got 'full'"):
-        attacks.standard("full")
 
 
 def test_an_attack_that_leaves_the_ball_is_refused(digits, model):
