@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 EPSILONS = (0.0, 0.1, 0.2, 0.3, 4 / 255, 8 / 255, 2.0, 0.25, 0.5, 1.0)
-# The ladder's record named its models by a fingerprint that was made otherwise, and could not be gone
+# The ladder named its models by a fingerprint that was made otherwise, and could not be gone
 # on with. These are the same models' (a test recomputes some of its rows).
 LADDER = {
     "direct": "8330cc3f922c1f9f085efb143e7962defdbf80a800f51748f2451b70b28f072b",

@@ -58,7 +58,10 @@ TRANSFORMS: dict[str, tuple[type[nn.Module], tuple[Options, ...]]] = {
     "bit depth": (BitDepth, tuple({"bits": bits} for bits in (2, 3, 4, 5))),
     "median": (Median, ({"size": 2}, {"size": 3})),
     "jpeg": (JPEG, tuple({"quality": quality} for quality in (10, 25, 50, 75))),
-    "resize and pad": (ResizePad, tuple({"smallest": scale} for scale in (0.7, 0.8, 0.9))),
+    "resize and pad": (
+        ResizePad,
+        tuple({"smallest": scale} for scale in (0.7, 0.8, 0.9)),
+    ),
 }
 _ONE = (4 / 255,)
 _SMALL = Budget(pgd=20, apgd=20, targets=1, queries=100, draws=1, weights=(0.1,), scoring=5)
@@ -352,7 +355,7 @@ def purifier_verdict(name: str = SETS[0]) -> Verdict:
     return Verdict(
         record="cifar10_purifier_verdict",
         defense="purifier",
-        row=defenses.before(NET, Direct, "cifar10-purifier"),
+        row=defenses.before(Direct, "cifar10-purifier", classifier=NET),
         images=lambda place: place.load(name),
         n=1000,
         eps=COLOUR_EPS,

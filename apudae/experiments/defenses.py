@@ -75,34 +75,46 @@ def alone(classifier: str, **more: Any) -> Defense:
 
 
 def before(
-    classifier: str, purifier: Callable[..., nn.Module], *networks: str, **more: Any
+    purifier: Callable[..., nn.Module],
+    *networks: str,
+    classifier: str = "mnist-cnn",
+    told: tuple[str, str, tuple[str, float]] | None = None,
+    **options: Any,
 ) -> Defense:
-    """A classifier behind ``purifier(*networks, **options)``."""
+    """A classifier behind ``purifier(*networks, **options)``.
 
-    def make(place: Place, **options: Any) -> nn.Module:
-        made = purifier(*map(place.model, networks), **options).to(place.device)
+    Args:
+        purifier: from networks and options, images -> images.
+        networks: names of their weights.
+        classifier: name of its weights.
+        told: what it does, source, and what it was made for: see :class:`Defense`.
+        options: its settings.
+    """
+
+    def make(place: Place, **settings: Any) -> nn.Module:
+        made = purifier(*map(place.model, networks), **settings).to(place.device)
         return Defended(place.model(classifier), made)
 
-    return Defense(make, (classifier, *networks), **more)
+    return Defense(make, (classifier, *networks), options, *(told or ()))
 
 
-def adaptive(classifier: str, dae: str, settings: Callable[[Place], Options]) -> Defense:
-    """A classifier behind a variant of adaptive purification; ``settings`` of ``Adaptive.preset``.
+def adaptive(settings: Callable[[Place], Options]) -> Defense:
+    """Digits behind a variant of adaptive purification; ``settings`` are those of its preset.
 
     They are looked up when it is built, for they stand in a record.
     """
 
     def make(place: Place, **changes: Any) -> nn.Module:
         options = settings(place)
-        level = Calibration(*options.pop("calibration"))
-        preset = Adaptive.preset(options.pop("preset"), place.model(dae), level, **options)
-        return Defended(place.model(classifier), preset.replace(**changes) if changes else preset)
+        level, preset = Calibration(*options.pop("calibration")), options.pop("preset")
+        purifier = Adaptive.preset(preset, place.model("mnist-dae"), level, **options | changes)
+        return Defended(place.model("mnist-cnn"), purifier)
 
-    return Defense(make, (classifier, dae))
+    return Defense(make, ("mnist-cnn", "mnist-dae"))
 
 
 def chosen_digits(place: Place) -> Options:
-    """The variant that was chosen on validation digits, at its settings: :func:`adaptive`."""
+    """The variant that was chosen on validation digits, at its settings."""
     record = place.record("mnist_variants") or Place().record("mnist_variants")
     chosen = record["chosen"]
     return chosen["options"] | {"preset": chosen["variant"], "calibration": record["calibration"]}
@@ -115,85 +127,52 @@ def default_digits(place: Place) -> Options:
 
 # Those of the book's own purification have verdicts of their own.
 OURS = {
-    "direct": before("mnist-cnn", Direct, "mnist-dae"),
-    "adaptive, chosen": adaptive("mnist-cnn", "mnist-dae", chosen_digits),
-    "adaptive, default": adaptive("mnist-cnn", "mnist-dae", default_digits),
+    "direct": before(Direct, "mnist-dae"),
+    "adaptive, chosen": adaptive(chosen_digits),
+    "adaptive, default": adaptive(default_digits),
 }
+_VAE = "variational autoencoder trained on attacked images"
+_SOAP = "sign steps on the error of a decoder that shares the classifier's encoder"
 # Settings chosen on validation digits: record mnist_tuning.
 PUBLISHED = {
     "bit depth": before(
-        "mnist-cnn",
         BitDepth,
-        options={"bits": 1},
-        what="rounds every pixel to black or white",
-        source="xu2018",
-        made_for=("FGSM", 0.3),
+        told=("rounds every pixel to black or white", "xu2018", ("FGSM", 0.3)),
+        bits=1,
     ),
     "median": before(
-        "mnist-cnn",
-        Median,
-        options={"size": 2},
-        what="median of neighbouring pixels",
-        source="xu2018",
-        made_for=("C&W", 0.0),
+        Median, told=("median of neighbouring pixels", "xu2018", ("C&W", 0.0)), size=2
     ),
-    "jpeg": before(
-        "mnist-cnn",
-        JPEG,
-        options={"quality": 10},
-        what="lossy compression",
-        source="guo2018",
-        made_for=("C&W", 0.0),
-    ),
+    "jpeg": before(JPEG, told=("lossy compression", "guo2018", ("C&W", 0.0)), quality=10),
     "resize and pad": before(
-        "mnist-cnn",
         ResizePad,
-        options={"smallest": 0.8},
-        what="shrinks at random, and moves",
-        source="xie2018",
-        made_for=("C&W", 0.0),
+        told=("shrinks at random, and moves", "xie2018", ("C&W", 0.0)),
+        smallest=0.8,
     ),
     "magnet": before(
-        "mnist-cnn",
         Direct,
         "mnist-magnet",
-        what="autoencoder trained on slight noise",
-        source="meng2017",
-        made_for=("C&W", 0.0),
+        told=("autoencoder trained on slight noise", "meng2017", ("C&W", 0.0)),
     ),
-    "defense-vae": before(
-        "mnist-cnn",
-        Direct,
-        "mnist-vae",
-        what="variational autoencoder trained on attacked images",
-        source="li2019",
-        made_for=("FGSM", 0.3),
-    ),
+    "defense-vae": before(Direct, "mnist-vae", told=(_VAE, "li2019", ("FGSM", 0.3))),
     "defense-gan": before(
-        "mnist-cnn",
         DefenseGAN,
         "mnist-generator",
-        options={"starts": 1, "steps": 60, "step_size": 30.0},
-        what="nearest image that a generator can draw",
-        source="samangouei2018",
-        made_for=("FGSM", 0.3),
+        told=("nearest image that a generator can draw", "samangouei2018", ("FGSM", 0.3)),
+        **{"starts": 1, "steps": 60, "step_size": 30.0},
     ),
     "soap": Defense(
         lambda place: Defended(place.model("mnist-soap"), Soap(place.model("mnist-soap"))),
         ("mnist-soap",),
-        what="sign steps on the error of a decoder that shares the classifier's encoder",
-        source="shi2021",
-        made_for=("PGD", 0.3),
+        {},
+        *(_SOAP, "shi2021", ("PGD", 0.3)),
         retrained=True,
     ),
     "diffpure": before(
-        "mnist-cnn",
         DiffPure,
         "mnist-diffusion",
-        options={"level": 0.2, "steps": 5},
-        what="noise, and a diffusion model takes it off",
-        source="nie2022",
-        made_for=("PGD", 0.3),
+        told=("noise, and a diffusion model takes it off", "nie2022", ("PGD", 0.3)),
+        **{"level": 0.2, "steps": 5},
     ),
     "adversarial training": alone(
         "mnist-adversarial",
@@ -206,19 +185,17 @@ PUBLISHED = {
 DIGITS = {"no defense": alone("mnist-cnn")} | OURS | PUBLISHED
 
 # A purifier that was trained through the classifier, before it and before others.
-_WALK = {"steps": 10, "step_size": 0.02}
+_NAME, _WALK = "mnist-purifier", {"steps": 10, "step_size": 0.02}
 PURIFIER = {
     "no defense": alone("mnist-cnn"),
-    "denoiser": before("mnist-cnn", Direct, "mnist-dae"),
-    "purifier": before("mnist-cnn", Direct, "mnist-purifier"),
-    "purifier, trained in L2": before("mnist-cnn", Direct, "mnist-purifier-l2"),
-    "purifier after steps": before(
-        "mnist-cnn", Adaptive, "mnist-purifier", options=_WALK | {"reconstruct": True}
-    ),
-    "steps alone": before("mnist-cnn", Adaptive, "mnist-purifier", options=_WALK),
+    "denoiser": before(Direct, "mnist-dae"),
+    "purifier": before(Direct, _NAME),
+    "purifier, trained in L2": before(Direct, "mnist-purifier-l2"),
+    "purifier after steps": before(Adaptive, _NAME, reconstruct=True, **_WALK),
+    "steps alone": before(Adaptive, _NAME, **_WALK),
     "small": alone("mnist-small"),
-    "purifier, small": before("mnist-small", Direct, "mnist-purifier"),
+    "purifier, small": before(Direct, _NAME, classifier="mnist-small"),
     "mlp": alone("mnist-mlp"),
-    "purifier, mlp": before("mnist-mlp", Direct, "mnist-purifier"),
+    "purifier, mlp": before(Direct, _NAME, classifier="mnist-mlp"),
     "adversarial training": alone("mnist-adversarial", retrained=True),
 }

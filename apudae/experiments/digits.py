@@ -31,7 +31,12 @@ EPSILONS = (0.1, 0.2, 0.3)  # in L∞
 # What a CPU can do in about an hour per record. One fresh draw per gradient is a weaker attack than
 # several; what it finds is an upper bound. The attack along one known draw is tried, too.
 LIGHT = replace(
-    BUDGETS["reference"], draws=1, restarts=1, targets=3, weights=(0.01, 0.1), queries=1000
+    BUDGETS["reference"],
+    draws=1,
+    restarts=1,
+    targets=3,
+    weights=(0.01, 0.1),
+    queries=1000,
 )
 TINY = Budget(pgd=5, apgd=5, targets=1, queries=10, draws=1, weights=(0.1,), scoring=2)
 
@@ -139,7 +144,11 @@ TESTED, TEST_STEPS = 5000, 200  # the first so many official test digits, and st
 
 
 def purified(
-    classifier: nn.Module, dae: nn.Module, level: Calibration, name: str, options: Options
+    classifier: nn.Module,
+    dae: nn.Module,
+    level: Calibration,
+    name: str,
+    options: Options,
 ) -> Defended:
     """A classifier behind nothing, direct purification, a variant or other adaptive steps."""
     if name == "no defense":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Recipe:
         task: given the classifier that is defended, what the network learns.
         options: of :func:`apudae.training.fit`.
         model: options of the architecture.
-        warm_up: a task and options that come before.
+        warm_up: whose task and options come before.
         defended: name of the classifier that the network is to defend, if it needs one.
         fit: what trains it: called with network, images, labels and ``task``, ``checkpoint``,
             ``progress`` and the options.
@@ -39,7 +39,7 @@ class Recipe:
     task: Given = lambda classifier: training.classification
     options: Options = field(default_factory=dict)
     model: dict[str, int] = field(default_factory=dict)
-    warm_up: tuple[Given, Options] | None = None
+    warm_up: Recipe | None = None
     defended: str = ""
     fit: Callable[..., object] = training.fit
 
@@ -115,8 +115,8 @@ def train(
     options = recipe.options | changes
     stages = [(recipe.task, options, place.work / f"{name}.pt")]
     if recipe.warm_up is not None:
-        task, before = recipe.warm_up
-        stages.insert(0, (task, before | changes, place.work / f"{name}.warm-up.pt"))
+        first = recipe.warm_up.task, recipe.warm_up.options | changes
+        stages.insert(0, (*first, place.work / f"{name}.warm-up.pt"))
     for task, stage, path in stages:
         go_on = {"checkpoint": path, "progress": progress}
         recipe.fit(net, *images, task=task(classifier), **stage, **go_on)
@@ -173,29 +173,27 @@ def keep(tried_name: str, name: str, place: Place) -> None:
 # Digits. The purifier's recipe depends on what is chosen: see `digits`.
 CLASSIFIER_TRAINING = {"epochs": 10, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-4, "seed": 0}
 DAE_TRAINING = {"epochs": 15, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.0, "seed": 0}
-_DIGITS = {"batch_size": 128, "lr": 2e-3, "seed": 0}
 
 
-def digits_dae(sigma: float, width: int | None = None) -> Recipe:
+def digits_dae(sigma: float, **model: int) -> Recipe:
     """Plain denoising of digits at one noise level."""
-    model = {} if width is None else {"width": width}
     return Recipe("mnist-dae", denoising(sigma), DAE_TRAINING, model)
 
 
+def for_digits(architecture: str, task: Given, epochs: int, lr: float, **more: Any) -> Recipe:
+    """A network of a published defense, for the classifier of digits."""
+    options = {"batch_size": 128, "lr": lr, "epochs": epochs, "seed": 0} | more
+    return Recipe(architecture, task, options, defended="mnist-cnn")
+
+
 DIGITS = {"mnist-cnn": Recipe("mnist-cnn", options=CLASSIFIER_TRAINING)}
-# Networks of the published defenses, the quick first; for the classifier of digits.
+# Networks of the published defenses, the quick first.
 PUBLISHED = {
-    "mnist-magnet": Recipe(
-        "mnist-magnet",
-        denoising(0.1),
-        _DIGITS | {"epochs": 30, "lr": 3e-3},
-        defended="mnist-cnn",
-    ),
-    "mnist-vae": Recipe(
+    "mnist-magnet": for_digits("mnist-magnet", denoising(0.1), 30, 3e-3),
+    "mnist-vae": for_digits(
         "mnist-vae",
         lambda classifier: training.from_attacked(classifier, attacks.pgd, eps=0.3, steps=3),
-        _DIGITS | {"epochs": 10},
-        defended="mnist-cnn",
+        *(10, 2e-3),
     ),
     "mnist-generator": Recipe(
         "mnist-generator",
@@ -203,34 +201,23 @@ PUBLISHED = {
         defended="mnist-cnn",
         fit=fit_gan,
     ),
-    "mnist-soap": Recipe(
-        "mnist-soap",
-        lambda classifier: training.joint(),
-        _DIGITS | {"epochs": 20},
-        defended="mnist-cnn",
-    ),
-    "mnist-diffusion": Recipe(
-        "mnist-diffusion",
-        lambda classifier: training.noise_prediction,
-        _DIGITS | {"epochs": 20, "ema": 0.999},
-        defended="mnist-cnn",
+    "mnist-soap": for_digits("mnist-soap", lambda classifier: training.joint(), 20, 2e-3),
+    "mnist-diffusion": for_digits(
+        "mnist-diffusion", lambda classifier: training.noise_prediction, 20, 2e-3, ema=0.999
     ),
     # Against five steps it does not begin to learn; against one (Wong et al. 2020) it does, and
     # unlearns it again if that goes on for long.
-    "mnist-adversarial": Recipe(
-        "mnist-cnn",
-        pgd_training(0.3, 5, 0.1),
-        _DIGITS | {"epochs": 12, "lr": 3e-3},
-        {"width": 16},
-        (pgd_training(0.3, 1, 0.375), _DIGITS | {"epochs": 3, "lr": 5e-3}),
-        defended="mnist-cnn",
+    "mnist-adversarial": replace(
+        for_digits("mnist-cnn", pgd_training(0.3, 5, 0.1), 12, 3e-3),
+        model={"width": 16},
+        warm_up=for_digits("mnist-cnn", pgd_training(0.3, 1, 0.375), 3, 5e-3),
     ),
 }
 # Classifiers that no purifier was trained with: narrower and from another seed; not convolutional
 # at all.
 OTHERS = {
-    "mnist-small": Recipe(
-        "mnist-cnn", options=CLASSIFIER_TRAINING | {"seed": 1}, model={"width": 12}
+    "mnist-small": replace(
+        Recipe("mnist-cnn", options=CLASSIFIER_TRAINING | {"seed": 1}), model={"width": 12}
     ),
     "mnist-mlp": Recipe("mnist-mlp", options=CLASSIFIER_TRAINING | {"seed": 2}),
 }
