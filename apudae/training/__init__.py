@@ -1,4 +1,16 @@
-"""One training loop for every network of the book."""
+"""One training loop for every network of the book; ``python -m apudae.training`` runs it too.
+
+- :func:`fit`: train a network in place, resume where an earlier run was cut off; gives a
+  :class:`History`. :func:`measure`: the mean of a task over a data set
+- a :data:`Task`, what a network is trained for: :func:`classification`, :func:`denoising`,
+  :func:`adversarial` (on attacked images), :func:`purifying` (a purifier, through a frozen
+  classifier)
+- tasks of published defenses: :func:`from_attacked` (Defense-VAE), :func:`joint` (SOAP),
+  :func:`noise_prediction` (diffusion)
+- :class:`InMemory`, :class:`Streamed`: where batches come from
+- :func:`train_gan`: the two networks of a GAN, which do not fit into :func:`fit`
+- :func:`precision_of`: the half precision a device computes in
+"""
 
 from ..core.processes import precision_of
 from .batches import InMemory, Streamed

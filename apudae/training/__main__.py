@@ -1,10 +1,9 @@
-"""One training loop for every network of the book, and the same from the command line.
+"""The command ``python -m apudae.training``: train a network of the book, measure it, store it::
 
     python -m apudae.training --model mnist-dae --task denoising --data mnist --out runs/dae
     torchrun --nproc-per-node 4 -m apudae.training ...
 
-What is learned is a *task* of :mod:`apudae.training`; where the images come from is a source of
-:mod:`apudae.training`; what turns is in :mod:`apudae.training`.
+Run again, it goes on where it was cut off.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from .. import attacks, data, models
 from ..core import processes, scores
-from .batches import Streamed
+from .batches import Streamed, as_float
 from .fit import OPTIMIZERS, PRECISIONS, SCHEDULES, fit, measure
-from .tasks import KINDS, adversarial, classification, denoising
+from .tasks import KINDS, Task, adversarial, classification, denoising
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,73 +34,62 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _train(args: argparse.Namespace, device: torch.device) -> None:
+    name, out = args.name or args.model, Path(args.out)
     options = dict(_option(text) for text in args.option)
     model = models.build(args.model, seed=args.seed, **options)
-    if args.task == "classification":
-        task = classification
-    elif args.task == "denoising":
-        if len(args.sigma) > 2:
-            raise ValueError(f"sigma: expected one level or lowest and highest, got {args.sigma}")
-        sigma = tuple(args.sigma) if len(args.sigma) == 2 else args.sigma[0]
-        task = denoising(sigma, kind=args.noise)
-    else:
-        task = adversarial(attacks.pgd, eps=args.eps, steps=args.attack_steps, early_stop=True)
-    training = {
-        key: getattr(args, key)
-        for key in ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule")
-    } | {"ema": args.ema, "augment": args.augment, "seed": args.seed}
-    about = {"task": args.task, **training}
-    if args.task == "denoising":
-        about |= {"sigma": args.sigma, "noise": args.noise}
-    elif args.task == "adversarial":
-        about |= {"attack": "pgd", "eps": args.eps, "attack_steps": args.attack_steps}
-
-    out = Path(args.out)
-    run = {
-        "task": task,
-        "precision": args.precision,
-        "compile": args.compile,
-        "checkpoint": out / f"{args.name or args.model}.pt",
-        **training,
-    }
+    task, about = _task(args)
+    keys = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "ema", "augment")
+    training = {key: getattr(args, key) for key in (*keys, "seed")}
+    about = {"task": args.task, **training, **about}
+    run = {"precision": args.precision, "compile": args.compile, "checkpoint": out / f"{name}.pt"}
+    run |= {"task": task, **training}
+    test = None
     if args.data in data.TITLES:
         load = {"root": args.root, "profile": args.profile, "dtype": torch.uint8}
         train, validation, test = (data.load(args.data, split, **load) for split in data.SPLITS)
         fit(model, *train, validation=validation, device=device, **run)
         about["data"] = {"name": args.data, "n": len(train.images)}
     else:
-        listing = data.list_folder(args.data)
-        stream = Streamed(
-            listing,
-            size=args.size,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            workers=args.workers,
-            device=device,
-        )
-        test = None
+        shared = {key: getattr(args, key) for key in ("size", "batch_size", "seed", "workers")}
+        stream = Streamed(data.list_folder(args.data), device=device, **shared)
         fit(model, stream, **run)
         about["data"] = {"name": "folder", "n": stream.n}
         about["augment"] = "random crops, mirrored"
 
-    name = args.name or args.model
     if processes.rank() == 0:
         save = {"architecture": args.model, "options": options, "folder": out}
         models.save(name, model, about={"training": about}, **save)
     processes.barrier()
     stored = models.load(name, out, device=device)
-    if test is None:
-        measured = None
-    elif args.task == "denoising":
-        measured = f"{measure(stored, *test, task, device=device):.5f} mean squared error"
-    else:
-        images = test.images.to(device).float().div_(255)
-        measured = str(scores.accuracy(stored, images, test.labels.to(device)))
+    measured = None if test is None else _measured(stored, test, args.task, task, device)
     if processes.rank() == 0:
         print(f"{out / models.about(name, out)['file']}")
         if measured:
             title = data.TITLES[args.data]
             print(f"{title}, {len(test.images):,} test images, as stored: {measured}")
+
+
+def _task(args: argparse.Namespace) -> tuple[Task, dict[str, Any]]:
+    """The task that the options name, and what is told of it beside its name."""
+    if args.task == "classification":
+        return classification, {}
+    if args.task == "denoising":
+        if len(args.sigma) > 2:
+            raise ValueError(f"sigma: expected one level or lowest and highest, got {args.sigma}")
+        sigma = tuple(args.sigma) if len(args.sigma) == 2 else args.sigma[0]
+        about = {"sigma": args.sigma, "noise": args.noise}
+        return denoising(sigma, kind=args.noise), about
+    task = adversarial(attacks.pgd, eps=args.eps, steps=args.attack_steps, early_stop=True)
+    return task, {"attack": "pgd", "eps": args.eps, "attack_steps": args.attack_steps}
+
+
+def _measured(
+    model: nn.Module, test: data.Split, kind: str, task: Task, device: torch.device
+) -> str:
+    if kind == "denoising":
+        return f"{measure(model, *test, task, device=device):.5f} mean squared error"
+    images = as_float(test.images.to(device))
+    return str(scores.accuracy(model, images, test.labels.to(device)))
 
 
 def _option(text: str) -> tuple[str, int]:

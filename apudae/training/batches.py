@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Generator, Tensor
@@ -41,6 +41,11 @@ def shares(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Ten
         yield (mine, share) if len(mine) else (batch[:1], 0.0)
 
 
+def as_float(images: Tensor) -> Tensor:
+    """8-bit pixels as float32 in [0, 1]; other images as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
 class InMemory:
     """A set that lives on the training device as 8-bit pixels, and is augmented there.
 
@@ -67,6 +72,7 @@ class InMemory:
         check_count(len(images), "images")
         check_labels(labels, len(images), name="labels")
         self.images, self.labels = images.to(device), labels.to(device)
+        self.device = self.images.device
         self.n, self.batch_size = len(images), batch_size
         self.augment, self.seed = augment, seed
 
@@ -75,8 +81,7 @@ class InMemory:
 
     def look(self) -> tuple[Tensor, Tensor]:
         """All labels, and one image ``[1, C, H, W]``."""
-        example = self.images[:1]
-        return self.labels, example.float() / 255 if example.dtype == torch.uint8 else example
+        return self.labels, as_float(self.images[:1])
 
     def fingerprint(self) -> str:
         """Of images and labels, so that a run is resumed on the same ones."""
@@ -84,13 +89,10 @@ class InMemory:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
-        device = self.images.device
-        draws = keyed(self.seed, number, 1, processes.rank(), device=device)
+        draws = keyed(self.seed, number, 1, processes.rank(), device=self.device)
         for index, share in shares(self.n, self.batch_size, self.seed, number):
-            index = index.to(device, non_blocking=True)
-            x = self.images[index]
-            if x.dtype == torch.uint8:
-                x = x.float().div_(255)
+            index = index.to(self.device, non_blocking=True)
+            x = as_float(self.images[index])
             yield (flip_and_shift(x, draws) if self.augment else x), self.labels[index], share
 
 
@@ -134,7 +136,7 @@ class Streamed:
     """A folder's images, read and decoded ahead of time by worker processes.
 
     Args:
-        listing: files and labels, from :mod:`apudae.data.files`.
+        listing: files and labels, from :mod:`apudae.data`.
         size: of the square crops; the shorter side is scaled to 8/7 of it first.
         crop: ``"random"`` (and mirrored at random) or ``"centre"``.
         batch_size: images per step, over all processes.
@@ -178,9 +180,7 @@ class Streamed:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
-        parts: Sequence[tuple[Tensor, float]] = list(
-            shares(self.n, self.batch_size, self.seed, number)
-        )
+        parts = list(shares(self.n, self.batch_size, self.seed, number))
         loader = DataLoader(
             _Decoded(self.listing, self.size, self.crop, self.seed, number),
             batch_sampler=[index.tolist() for index, _ in parts],
@@ -190,4 +190,4 @@ class Streamed:
         )
         for (x, y), (_, share) in zip(loader, parts, strict=True):
             x, y = (part.to(self.device, non_blocking=True) for part in (x, y))
-            yield x.float().div_(255), y, share
+            yield as_float(x), y, share

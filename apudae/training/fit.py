@@ -1,4 +1,4 @@
-"""What turns inside :func:`apudae.training.fit`: epochs, precision, averages, checkpoints."""
+"""The training loop: :func:`fit`, what turns inside it, and :func:`measure`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import lr_scheduler, swa_utils
 from tqdm import TqdmWarning
 
 from ..core import processes
@@ -22,16 +25,27 @@ from ..core.files import write_torch
 from ..core.norms import keyed
 from ..core.processes import precision_of
 from ..models.checkpoints import check_fits
-from .batches import InMemory, Streamed
+from .batches import InMemory, Streamed, as_float
 from .tasks import Task, classification
 
 with warnings.catch_warnings():
     # Without ipywidgets the bar in a notebook is plain text, which is fine.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
-OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("one-cycle", "cosine", "constant")
+
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+SCHEDULES = {  # of an optimizer, for so many steps
+    "one-cycle": lambda optimizer, lr, steps: lr_scheduler.OneCycleLR(
+        optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False
+    ),
+    "cosine": lambda optimizer, lr, steps: lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
+    "constant": lambda optimizer, lr, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+}
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PARTS = ("model", "average", "optimizer", "schedule", "scaler")  # what a checkpoint holds
 _CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the loss: a GPU is waited for
 
 
@@ -45,50 +59,56 @@ class History:
 
 
 class TrainingRun:
-    """One training run: everything that changes while it goes on."""
+    """One training run: everything that changes while it goes on.
+
+    Args:
+        model: to train.
+        source: of its batches.
+        task: the mean loss of a batch.
+        settings: the options of :func:`fit` that the result depends on. With what is known of the
+            source and the task they stand in the checkpoint, and a run that goes on has the same.
+        channels_last: see :func:`fit`.
+        compile: see :func:`fit`.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         source: InMemory | Streamed,
         task: Task,
-        epochs: int,
-        settings: dict,
-        ema: float,
-        precision: str,
+        settings: dict[str, Any],
+        *,
         channels_last: bool,
-        compiled: bool,
-        seed: int,
+        compile: bool,
     ) -> None:
-        self.source, self.task, self.epochs, self.seed = source, task, epochs, seed
-        self.device = source.images.device if isinstance(source, InMemory) else source.device
+        self.source, self.task, self.device = source, task, source.device
+        self.epochs, self.seed = settings["epochs"], settings["seed"]
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=self.layout)
-        self.dtype = precision_of(self.device) if precision == "auto" else PRECISIONS[precision]
-        scaled = self.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        self.optimizer, self.schedule = _optimizer(model, epochs * len(source), **settings)
+        asked = settings["precision"]
+        self.dtype = precision_of(self.device) if asked == "auto" else PRECISIONS[asked]
         self.settings = settings | {
-            "epochs": epochs,
             "batch_size": source.batch_size,
             "n": source.n,
-            "ema": ema,
-            "seed": seed,
             "precision": str(self.dtype or torch.float32).removeprefix("torch."),
             "augment": getattr(source, "augment", "crop"),
             "size": getattr(source, "size", None),
-            "task": getattr(task, "name", task.__name__ if hasattr(task, "__name__") else "own"),
+            "task": getattr(task, "name", getattr(task, "__name__", "own")),
             "images": source.fingerprint(),
         }
+        scaled = self.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        optimizer = OPTIMIZERS[settings["optimizer"]]
+        lr, decay = settings["lr"], settings["weight_decay"]
+        self.optimizer = optimizer(model.parameters(), lr=lr, weight_decay=decay)
+        schedule = SCHEDULES[settings["schedule"]]
+        self.schedule = schedule(self.optimizer, lr, self.epochs * len(source))
         self.average = None
-        if ema:
-            self.average = torch.optim.swa_utils.AveragedModel(
-                model,
-                multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(ema),
-                use_buffers=True,
-            )
+        if settings["ema"]:
+            running = swa_utils.get_ema_multi_avg_fn(settings["ema"])
+            self.average = swa_utils.AveragedModel(model, multi_avg_fn=running, use_buffers=True)
         self.history, self.done = History(), 0
-        self.called = torch.compile(model) if compiled else model
+        self.called = torch.compile(model) if compile else model
         if processes.world() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.called = nn.parallel.DistributedDataParallel(self.called, device_ids=ids)
@@ -102,12 +122,9 @@ class TrainingRun:
         check_labels(labels, len(labels), classes=classes, name="labels")
 
     def train(
-        self,
-        validation: tuple[Tensor, Tensor] | None,
-        checkpoint: Path | None,
-        progress: bool,
+        self, validation: tuple[Tensor, Tensor] | None, checkpoint: Path | None, progress: bool
     ) -> History:
-        modes = [(module, module.training) for module in self.model.modules()]
+        """All epochs that are left; the model's modes are as before afterwards."""
         if checkpoint is not None and checkpoint.is_file():
             self.resume(checkpoint)
         hidden: dict[str, bool | None] = {"disable": True}
@@ -116,7 +133,7 @@ class TrainingRun:
             hidden = {} if "TQDM_DISABLE" in os.environ else {"disable": None}
         steps = len(self.source)
         bar = tqdm(total=self.epochs * steps, initial=self.done * steps, desc="training", **hidden)
-        try:
+        with evaluating(self.model), bar:
             while self.done < self.epochs:
                 start = time.perf_counter()
                 with self.global_draws():
@@ -125,11 +142,9 @@ class TrainingRun:
                 self.check_weights()
                 self.history.loss.append(loss)
                 if validation is not None:
-                    watched = self.average.module if self.average else self.model
+                    shared = {"seed": self.seed, "device": self.device}
                     with self.autocast():
-                        found = measure(
-                            watched, *validation, self.task, seed=self.seed, device=self.device
-                        )
+                        found = measure(self.kept, *validation, self.task, **shared)
                     self.history.validation.append(found)
                 self.history.seconds.append(time.perf_counter() - start)
                 self.done += 1
@@ -139,12 +154,13 @@ class TrainingRun:
                         write_torch(checkpoint, self.state())
                     processes.barrier()
             if self.average:
-                self.model.load_state_dict(self.average.module.state_dict())
-        finally:
-            bar.close()
-            for module, mode in modes:
-                module.training = mode
+                self.model.load_state_dict(self.kept.state_dict())
         return self.history
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is validated and kept in the end: the average of the weights, if there is one."""
+        return self.average.module if self.average else self.model
 
     @contextmanager
     def global_draws(self) -> Iterator[None]:
@@ -160,18 +176,15 @@ class TrainingRun:
 
     def agree(self) -> None:
         """The same buffers in every process."""
-        for part in (self.model, self.average.module if self.average else None):
-            for buffer in part.buffers() if part is not None else ():
+        for part in [self.model, self.kept] if self.average else [self.model]:
+            for buffer in part.buffers():
                 processes.from_first(buffer)
 
     def check_weights(self) -> None:
         """Raise ``RuntimeError`` if a weight is not a number any more."""
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise RuntimeError(
-                    f"{name} became NaN or infinite in epoch {self.done + 1}; try a learning rate "
-                    f"below {self.settings['lr']:g}. Checkpoints of earlier epochs are kept."
-                )
+                raise self.diverged(f"{name} became NaN or infinite in epoch {self.done + 1}")
 
     def epoch(self, bar: tqdm) -> float:
         """One pass; the mean loss over all processes."""
@@ -203,31 +216,26 @@ class TrainingRun:
         return (processes.total(total) / self.source.n).item()
 
     def check(self, total: Tensor, step: int) -> None:
+        """Raise ``RuntimeError`` if the loss is not a number any more."""
         value = processes.total(total.clone()).item()  # all processes stop, or none
         if not math.isfinite(value):
-            raise RuntimeError(
-                f"the loss became {value} in epoch {self.done + 1}, by step {step}; try a learning "
-                f"rate below {self.settings['lr']:g}. Checkpoints of earlier epochs are kept."
-            )
+            raise self.diverged(f"the loss became {value} in epoch {self.done + 1}, by step {step}")
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        on = torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
-        with on:
-            yield
+    def diverged(self, what: str) -> RuntimeError:
+        """The error that says what is no number any more, and what may help."""
+        lower = f"try a learning rate below {self.settings['lr']:g}"
+        return RuntimeError(f"{what}; {lower}. Checkpoints of earlier epochs are kept.")
+
+    def autocast(self) -> AbstractContextManager:
+        """In the half precision of the run, if it has one."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     def state(self) -> dict:
         """All that a resumed run needs."""
-        return {
-            "settings": self.settings,
-            "done": self.done,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "history": asdict(self.history),
-        }
+        parts = {name: getattr(self, name) for name in _PARTS}
+        states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+        history = asdict(self.history)
+        return {"settings": self.settings, "done": self.done, **states, "history": history}
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint; nothing is changed if it does not fit."""
@@ -243,30 +251,10 @@ class TrainingRun:
                     f"{path} belongs to a run with {name} {found.get(name)!r}, this one has "
                     f"{value!r}; use the same settings or another file"
                 )
-        self.model.load_state_dict(state["model"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        for part in ("optimizer", "schedule", "scaler"):
-            getattr(self, part).load_state_dict(state[part])
+        for name in _PARTS:
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
         self.history, self.done = History(**state["history"]), state["done"]
-
-
-def _optimizer(
-    model: nn.Module, steps: int, optimizer: str, lr: float, weight_decay: float, schedule: str
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    chosen: torch.optim.Optimizer
-    if optimizer == "adamw":
-        chosen = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    else:
-        options = {"momentum": 0.9, "nesterov": True, "weight_decay": weight_decay}
-        chosen = torch.optim.SGD(model.parameters(), lr=lr, **options)
-    schedules = torch.optim.lr_scheduler
-    if schedule == "one-cycle":
-        cycle = schedules.OneCycleLR(chosen, max_lr=lr, total_steps=steps, cycle_momentum=False)
-        return chosen, cycle
-    if schedule == "cosine":
-        return chosen, schedules.CosineAnnealingLR(chosen, T_max=steps)
-    return chosen, schedules.ConstantLR(chosen, factor=1.0)
 
 
 @contextmanager
@@ -302,8 +290,7 @@ def measure(
     with evaluating(model):
         for number, (x, y) in enumerate(parts):
             if number % processes.world() == processes.rank():
-                x, y = x.to(device), y.to(device)
-                x = x.float().div_(255) if x.dtype == torch.uint8 else x
+                x, y = as_float(x.to(device)), y.to(device)
                 noise = keyed(seed, number, 4, device=device)
                 total += task(model, x, y, noise).double() * len(x)
     return (processes.total(total) / len(images)).item()
@@ -372,64 +359,55 @@ def fit(
         RuntimeError: the loss became NaN or infinite (the last good checkpoint is kept), or there
             was too little memory (the message names the batch size).
     """
-    for value, what in ((epochs, "epochs"), (batch_size, "batch_size")):
-        check_count(value, what)
+    check_count(epochs, "epochs")
+    check_count(batch_size, "batch_size")
     check_number(lr, "lr", exclusive=True)
     check_number(weight_decay, "weight_decay")
     check_number(ema, "ema")
     if ema >= 1:
         raise ValueError(f"ema: expected a decay below 1, got {ema!r}")
     for value, known, what in (
-        (optimizer, OPTIMIZERS, "optimizer"),
-        (schedule, SCHEDULES, "schedule"),
-        (precision, ("auto", *PRECISIONS), "precision"),
+        (optimizer, [*OPTIMIZERS], "optimizer"),
+        (schedule, [*SCHEDULES], "schedule"),
+        (precision, ["auto", *PRECISIONS], "precision"),
     ):
         if value not in known:
             raise ValueError(f"{what}: expected one of {', '.join(known)}, got {value!r}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model: no parameter is trainable; call model.requires_grad_(True) first")
     if isinstance(images, Tensor):
-        _check_pixels(images, "images")
-        check_labels(labels, len(images), name="labels")
-        source = InMemory(
-            images,
-            labels,
-            batch_size=batch_size,
-            augment=augment,
-            seed=seed,
-            device=device or images.device,
-        )
+        _check_set(images, labels)
+        how = {"batch_size": batch_size, "augment": augment, "seed": seed}
+        source = InMemory(images, labels, device=device or images.device, **how)
     elif isinstance(images, InMemory | Streamed):
         source = images
         if device is not None:
-            raise ValueError("device: a source from apudae.batches has its own")
+            raise ValueError("device: a source from apudae.training has its own")
     else:
         kind = type(images).__name__
-        raise ValueError(f"images: expected a tensor or a source of apudae.batches, got {kind}")
+        raise ValueError(f"images: expected a tensor or a source of apudae.training, got {kind}")
     if validation is not None:
-        _check_pixels(validation[0], "validation images")
-        check_labels(validation[1], len(validation[0]), name="validation labels")
-
-    run = TrainingRun(
-        model,
-        source,
-        task,
-        epochs,
-        {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule},
-        ema,
-        precision,
-        channels_last,
-        compile,
-        seed,
-    )
+        _check_set(*validation, "validation ")
+    settings = {
+        "optimizer": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "epochs": epochs,
+        "ema": ema,
+        "seed": seed,
+        "precision": precision,
+    }
+    run = TrainingRun(model, source, task, settings, channels_last=channels_last, compile=compile)
     if getattr(task, "labelled", False):
         run.check_classes()
     return run.train(validation, None if checkpoint is None else Path(checkpoint), progress)
 
 
-def _check_pixels(images: Tensor, name: str) -> None:
+def _check_set(images: Tensor, labels: Tensor | None, kind: str = "") -> None:
     if images.dtype != torch.uint8:
-        check_images(images, name)
+        check_images(images, f"{kind}images")
     elif images.ndim != 4:
         shape = list(images.shape)
-        raise ValueError(f"{name}: expected 4 dimensions [N, C, H, W], got shape {shape}")
+        raise ValueError(f"{kind}images: expected 4 dimensions [N, C, H, W], got shape {shape}")
+    check_labels(labels, len(images), name=f"{kind}labels")

@@ -1,11 +1,4 @@
-"""Defenses that project an image onto what a generative model can draw.
-
-MagNet's reformer and Defense-VAE are autoencoders, used directly::
-
-    Direct(net)                    # with net trained for `denoising(0.1)`, or for `from_attacked`
-
-Defense-GAN looks for the code whose image is nearest, by descent. Each says what it simplifies.
-"""
+"""The training of two networks with opposite aims, which the loop for one cannot turn."""
 
 from __future__ import annotations
 
@@ -35,8 +28,6 @@ def train_gan(
 ) -> list[float]:
     """Train a Wasserstein GAN with a gradient penalty, in place (Gulrajani et al. 2017, alg. 1).
 
-    Two networks with opposite aims do not fit into :func:`apudae.training.fit`.
-
     Args:
         generator: codes -> images.
         critic: images -> numbers ``[N]``.
@@ -59,10 +50,10 @@ def train_gan(
         RuntimeError: the critic's loss is no longer finite.
     """
     draws = {"generator": torch.Generator(images.device).manual_seed(seed), "device": images.device}
-    makers = [
+    drawing, judging = (
         torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.9)) for net in (generator, critic)
-    ]
-    whole = [generator, critic, *makers]
+    )
+    whole = [generator, critic, drawing, judging]
     settings = {"steps": steps, "batch_size": batch_size, "critic_steps": critic_steps, "lr": lr}
     settings |= {"penalty": penalty, "seed": seed, "images": fingerprint(images)}
     path, first, distances = Path(checkpoint or ""), 1, []
@@ -88,12 +79,12 @@ def train_gan(
             (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
             distance = critic(real).mean() - critic(fake).mean()
             steep = (slope.flatten(1).norm(dim=1) - 1).square().mean()
-            makers[1].zero_grad()
+            judging.zero_grad()
             (penalty * steep - distance).backward()
-            makers[1].step()
-        makers[0].zero_grad()
+            judging.step()
+        drawing.zero_grad()
         (-critic(drawn()).mean()).backward()
-        makers[0].step()
+        drawing.step()
         if step % 100 == 0:
             distances.append(distance.item())
             if not math.isfinite(distances[-1]):

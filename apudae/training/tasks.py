@@ -1,4 +1,4 @@
-"""What a network is trained for.
+"""What a network is trained for: to classify, to denoise, to withstand attacks.
 
 A task is a function ``(model, x, y, generator) -> loss``: the mean loss of a batch of images ``x``
 (float32 ``[B, C, H, W]`` in [0, 1]) with labels ``y``. All randomness comes from the generator.
@@ -56,7 +56,7 @@ def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         draws = {"generator": generator, "device": x.device, "dtype": x.dtype}
         if kind == "gaussian":
-            noise = torch.randn(x.shape, **draws)
+            noise = _normal(x, generator)
         else:
             noise = (2 * torch.rand(x.shape, **draws) - 1) * 3**0.5
         level = low + (high - low) * torch.rand(len(x), 1, 1, 1, **draws) if low < high else low
@@ -138,8 +138,8 @@ def purifying(
 
     task.announce = announce
     task.labelled = False  # the classes are the classifier's, not the purifier's
-    told = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
-    task.name = f"purifying, {attacked.name}, {sorted(told.items())}"
+    own = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
+    task.name = f"purifying, {attacked.name}, {sorted(own.items())}"
     return task
 
 
@@ -153,7 +153,7 @@ class _Attacked:
     def __init__(self, attack: Callable[..., Tensor], options: dict[str, object]) -> None:
         self.attack, self.options = attack, options
         self.seeded = "seed" in inspect.signature(attack).parameters
-        self.name = f"{getattr(attack, '__name__', repr(attack))}, {sorted(options.items())}"
+        self.name = f"{_name(attack)}, {sorted(options.items())}"
 
     def __call__(
         self,
@@ -170,6 +170,15 @@ class _Attacked:
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
         with evaluating(trained), torch.autocast(kind, torch.bfloat16, enabled=half):
             return self.attack(whole, x, y, **{**keyed, **self.options, **more})
+
+
+def _name(attack: Callable[..., Tensor]) -> str:
+    return getattr(attack, "__name__", repr(attack))
+
+
+def _normal(like: Tensor, generator: Generator) -> Tensor:
+    """Standard normal draws of a tensor's shape, type and device."""
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -199,22 +208,21 @@ def from_attacked(
     most = options.pop("eps")
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        draws = {"generator": generator, "device": x.device}
-        eps = most * torch.rand(1, **draws).item()
+        eps = most * torch.rand(1, generator=generator, device=x.device).item()
         half = len(x) // 2
-        noisy = x + eps * torch.randn(x.shape, **draws, dtype=x.dtype)
+        noisy = x + eps * _normal(x, generator)
         with evaluating(classifier), torch.autocast(x.device.type, enabled=False):
             noisy[:half] = attack(classifier, x[:half], y[:half], eps=eps, **options)
         mean, spread = model.encode(noisy.clamp(0, 1))
-        code = mean + (spread / 2).exp() * torch.randn(mean.shape, **draws, dtype=mean.dtype)
+        code = mean + (spread / 2).exp() * _normal(mean, generator)
         back = model.decoder(code)
         with torch.autocast(x.device.type, enabled=False):
             wrong = F.binary_cross_entropy(back.float(), x)
             far = (mean.square() + spread.exp() - 1 - spread).float().mean() / 2
         return wrong + weight * far
 
-    name = getattr(attack, "__name__", repr(attack))
-    task.name = f"from attacked, {name}, {most:g}, {sorted(options.items())}, {weight:g}"
+    kind = f"{_name(attack)}, {most:g}, {sorted(options.items())}"
+    task.name = f"from attacked, {kind}, {weight:g}"
     return task
 
 
@@ -232,8 +240,7 @@ def joint(sigma: float = 0.5, weight: float = 1.0) -> Task:
     check_number(weight, "weight")
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        draws = {"generator": generator, "device": x.device, "dtype": x.dtype}
-        noisy = (x + sigma * torch.randn(x.shape, **draws)).clamp(0, 1)
+        noisy = (x + sigma * _normal(x, generator)).clamp(0, 1)
         logits, back = model(noisy, both=True)
         return F.cross_entropy(logits.float(), y) + weight * F.mse_loss(back.float(), x)
 
@@ -244,8 +251,7 @@ def joint(sigma: float = 0.5, weight: float = 1.0) -> Task:
 
 def noise_prediction(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
     """The task: the squared error of the predicted noise, at a random level (Ho et al., eq. 14)."""
-    device = {"generator": generator, "device": x.device}
-    t = torch.randint(1, LEVELS + 1, (len(x),), **device)
-    noise = torch.randn(x.shape, **device, dtype=x.dtype)
+    t = torch.randint(1, LEVELS + 1, (len(x),), generator=generator, device=x.device)
+    noise = _normal(x, generator)
     kept = per_image(signal(t).to(x.dtype), x)
     return F.mse_loss(model(kept.sqrt() * (2 * x - 1) + (1 - kept).sqrt() * noise, t), noise)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apudae import data, image_files, training
+from apudae import data, training
 from apudae.training import batches
 
 
@@ -39,8 +39,8 @@ def test_a_set_in_memory_gives_every_image_once_with_its_label(dtype, numbers):
 def test_processes_share_every_batch_and_keep_step(world, n, monkeypatch):
     seen, steps, weight = [], [], 0.0
     for rank in range(world):
-        monkeypatch.setattr(batches.parallel, "world", lambda: world)
-        monkeypatch.setattr(batches.parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(batches.processes, "world", lambda: world)
+        monkeypatch.setattr(batches.processes, "rank", lambda rank=rank: rank)
         parts = list(batches.shares(n, 16, 5, 2))
         steps.append(len(parts))
         assert all(len(index) for index, _ in parts)
@@ -142,21 +142,3 @@ def test_bad_options_are_named(folder, numbers):
         training.InMemory(*numbers, batch_size=0)
     with pytest.raises(ValueError, match="labels: expected 50 labels"):
         training.InMemory(numbers[0], numbers[1][1:], batch_size=5)
-
-
-def test_imagenette_keeps_imagenets_class_indices(tmp_path):
-    """torchvision's own class on a folder of the right form; its download is not ours to test."""
-    names = "n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413"
-    names = [*names.split(), "n03445777", "n03888257"]
-    for part in ("train", "val"):
-        for k, name in enumerate(names):
-            folder = tmp_path / "imagenette2-320" / part / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (40, 30), (k, k, k)).save(folder / "a.JPEG")
-    for split in ("train", "validation"):
-        listing = image_files.imagenette(tmp_path, split)
-        assert listing.labels == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
-        greys = [Image.open(file).getpixel((0, 0))[0] for file in listing.files]
-        assert np.abs(np.array(greys) - np.arange(10)).max() <= 1
-    source = training.Streamed(listing, size=16, batch_size=10, workers=0)
-    assert next(iter(source.epoch(0)))[0].shape == (10, 3, 16, 16)

@@ -313,7 +313,7 @@ def test_what_cannot_be_a_source_is_named(digits):
     with pytest.raises(ValueError, match=r"images: expected 4 dimensions .* got shape \[20, 28"):
         training.fit(model, (x[:, 0] * 255).to(torch.uint8), y)
     source = training.InMemory(x, y, batch_size=5)
-    with pytest.raises(ValueError, match=r"device: a source from apudae\.batches has its own"):
+    with pytest.raises(ValueError, match=r"device: a source from apudae\.training has its own"):
         training.fit(model, source, device="cpu")
     training.fit(model, source, epochs=1)
 
