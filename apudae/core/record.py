@@ -122,11 +122,14 @@ class Record:
         there = load(self.name, self.folder) if self.keys and self.path.is_file() else {}
         if there and not differences(self.about, there):
             ours = [[row[k] for k in self.keys] for row in self.rows]
-            added = [r for r in there["rows"] if [r[k] for k in self.keys] not in ours]
+            added = [r for r in there.pop("rows") if [r[k] for k in self.keys] not in ours]
             self.rows = added + self.rows
+            more = self.more | more
+            self.more = {k: v for k, v in there.items() if k not in ("schema", "made", *self.about)}
         for name, value in more.items():
-            joins = isinstance(value, dict) and isinstance(there.get(name), dict)
-            self.more[name] = there[name] | value if joins else value
+            old = self.more.get(name)
+            joins = isinstance(value, dict) and isinstance(old, dict)
+            self.more[name] = old | value if joins else value
         whole = self.about | ({"rows": self.rows} if self.keys else {}) | self.more
         save(self.name, whole, device=self.device, folder=self.folder)
         self._written = time.monotonic()
