@@ -1,7 +1,8 @@
 """Checks of what a caller hands in, and the package's own warning.
 
-The checks stand at public entry points only and are never called inside
-``forward``: smoothing and training feed images with noise, whose values rightly leave [0, 1].
+Each ``check_...`` raises a ``ValueError`` that names the argument, what came and what was expected.
+They stand at public entry points only and are never called inside ``forward``: smoothing and
+training feed images with noise, whose values rightly leave [0, 1].
 """
 
 from __future__ import annotations

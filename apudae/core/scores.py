@@ -14,9 +14,9 @@ import torch
 from scipy.special import ndtri, stdtrit  # scipy.stats takes a second longer to import
 from torch import Tensor, nn
 
-from . import processes
 from .arguments import check_count, check_images, check_labels, check_logits
 from .calling import ask, evaluating, logits_of
+from .processes import rank, total, world
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def outcomes(
     check_count(batch_size, "batch_size")
     right = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     with evaluating(model):
-        for start in range(processes.rank() * batch_size, len(x), processes.world() * batch_size):
+        for start in range(rank() * batch_size, len(x), world() * batch_size):
             part = slice(start, start + batch_size)
             if index is None:
                 logits = logits_of(model, x[part])
@@ -90,7 +90,7 @@ def outcomes(
                 logits = ask(model, x[part], index=index[part])
             check_logits(logits, y[part])
             right[part] = (logits.argmax(1) == y[part]).int()
-    return processes.total(right).bool()
+    return total(right).bool()
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Accuracy:

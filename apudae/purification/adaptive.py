@@ -270,6 +270,7 @@ class Adaptive(Purifier):
         z, state = x, self.stepper.start(x)
         place = torch.arange(len(x), device=x.device)  # of the images that are still on their way
         done: list[tuple[Tensor, Tensor]] = []
+        t = 0
         for t in range(1, self.steps + 1):
             if watch:
                 watch(_gather([*done, (place, z)]))
@@ -278,26 +279,20 @@ class Adaptive(Purifier):
                 going = ~(d <= self.enough)  # an error of NaN goes on, and shows
                 if not going.all():
                     done.append((place[~going], z[~going]))
-                    if not going.any():
-                        for _ in range(t, self.steps + 1) if watch else ():
-                            watch(_gather(done))
-                        return _gather(done)
                     z, x, place, d, gradient, *state = (
                         part[going] for part in (z, x, place, d, gradient, *state)
                     )
                     index = None if index is None else index[going.to(index.device)]
-            move = partial(self._move, t, index, draw)
-            if torch.is_grad_enabled():
-                look = partial(self._look, graph=True)
-                z, *state = ExactStep.apply(
-                    look, move, d, gradient, parameters, z, x, *state, *parameters
-                )
-            else:
-                z, state = move(z, x, d, gradient, tuple(state))
-        done.append((place, z))
-        if watch:
-            watch(_gather(done))
-        return _gather(done)
+                    if not len(z):
+                        break
+            look, move = partial(self._look, graph=True), partial(self._move, t, index, draw)
+            z, *state = ExactStep.apply(
+                look, move, d, gradient, parameters, z, x, *state, *parameters
+            )
+        end = _gather([*done, (place, z)])
+        for _ in range(t, self.steps + 1) if watch else ():
+            watch(end)
+        return end
 
     def _look(self, z: Tensor, *, graph: bool) -> tuple[Tensor, Tensor]:
         """Errors ``[N]`` and the objective's gradient: one pass forward, one back to the image."""
