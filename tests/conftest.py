@@ -1,62 +1,64 @@
-"""Toy models with known answers, and the full data set where it is at hand."""
+"""Fixtures of all tests: a known seed, toy models, and the full data set where it is at hand."""
 
 from __future__ import annotations
 
 import os
+import random
+import tempfile
 from pathlib import Path
-
-import pytest
-import torch
-from torch import nn
 
 if not os.environ.get("APUDAE_CUDA"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests give the same answer on every machine
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.pop("APUDAE_PROFILE", None)
 
+import hypothesis
+import numpy as np
+import pytest
+import support
+import torch
 
-class Linear(nn.Module):
-    """Logits that are linear in the pixels: the best attack is known in closed form."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int, generator: torch.Generator) -> None:
-        super().__init__()
-        size = torch.Size(shape).numel()
-        weight = torch.randn(classes, size, generator=generator, dtype=torch.float64)
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x):
-        return (x.flatten(1).to(self.weight.dtype) - 0.5) @ self.weight.T
+hypothesis.settings.register_profile("same each time", derandomize=True, database=None)
+if os.environ.get("APUDAE_RANDOM_SEEDS") != "1":
+    hypothesis.settings.load_profile("same each time")
 
 
-class SmoothDAE(nn.Module):
-    """A tiny autoencoder with smooth activations, for finite differences in float64."""
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the workers of xdist use the folder of their parent
+        kept = hasattr(config, "cache")
+        support.open_cache(Path(config.cache.mkdir("apudae") if kept else tempfile.mkdtemp()))
 
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.down = nn.Parameter(torch.randn(5, 16, generator=generator, dtype=torch.float64) / 4)
-        self.up = nn.Parameter(torch.randn(16, 5, generator=generator, dtype=torch.float64) / 2)
 
-    def forward(self, x):
-        code = torch.tanh(x.flatten(1) @ self.down.T)
-        return torch.sigmoid(code @ self.up.T).view(x.shape)
+@pytest.fixture(autouse=True)
+def seed(request) -> int:
+    """The seed of a test, printed where it fails; the global generators start from it."""
+    seed = support.seed_of(request.node.nodeid)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    return seed
 
 
 @pytest.fixture
-def generator(request) -> torch.Generator:
-    """Fresh random inputs each run; the seed is printed when a test fails."""
-    seed = int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
+def generator(seed) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def linear(generator) -> Linear:
-    return Linear((1, 4, 4), 3, generator)
+@pytest.fixture(autouse=True, scope="module")
+def shared_models_stay_as_they_are():
+    yield
+    assert support.forget_changed() == [], "a test of this file changed a model that others read"
 
 
 @pytest.fixture
-def smooth_dae(generator) -> SmoothDAE:
-    return SmoothDAE(generator)
+def linear(generator) -> support.Linear:
+    return support.Linear((1, 4, 4), 3, generator)
+
+
+@pytest.fixture
+def smooth_dae(generator) -> support.SmoothDAE:
+    return support.SmoothDAE(generator)
 
 
 @pytest.fixture(scope="session")
@@ -70,4 +72,4 @@ def full_data() -> Path:
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    return Path(__file__).parents[1]
+    return support.ROOT

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 
-import foolbox
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
-from art.estimators.classification import PyTorchClassifier
-from foolbox import attacks as theirs
+from support import shipped
 
-from apudae import attacks, data, models
+from apudae import attacks, data
 from apudae.core.norms import length
+
+pytestmark = pytest.mark.slow
 
 NORMS = ("linf", "l2")
 EPSILONS = {"linf": (0.05, 0.1, 0.15), "l2": (1.0, 1.5, 2.0)}
@@ -22,7 +21,7 @@ ORDER = {"linf": np.inf, "l2": 2}
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("mnist-cnn")
+    return shipped("mnist-cnn")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,17 @@ def digits():
     return data.load("mnist", "validation")
 
 
+@pytest.fixture(scope="module")
+def theirs():
+    """Imported where it is needed: that alone takes seconds."""
+    from foolbox import attacks
+
+    return attacks
+
+
 def from_foolbox(attack, model, x, y, eps=None):
+    import foolbox
+
     torch.manual_seed(0)  # random starts come from the global generator
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     parts = zip(x.split(250), y.split(250), strict=True)
@@ -38,12 +47,17 @@ def from_foolbox(attack, model, x, y, eps=None):
 
 
 def from_art(attack, model, x, y, *, norm, batch=250, seed=0, **options):
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
     random.seed(seed)  # ART draws from both
     np.random.seed(seed)
     estimator = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0, 1), device_type="cpu"
     )
-    made = attack(estimator, norm=ORDER[norm], batch_size=batch, verbose=False, **options)
+    made = getattr(evasion, attack)(
+        estimator, norm=ORDER[norm], batch_size=batch, verbose=False, **options
+    )
     parts = zip(x.split(batch), y.split(batch), strict=True)
     return torch.cat([torch.from_numpy(made.generate(a.numpy(), b.numpy())) for a, b in parts])
 
@@ -70,7 +84,7 @@ def compare(model, digits, norm, ours, other, epsilons=None):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_fgsm_is_as_strong_as_foolbox(norm, model, digits):
+def test_fgsm_is_as_strong_as_foolbox(norm, model, digits, theirs):
     attack = {"linf": theirs.LinfFastGradientAttack, "l2": theirs.L2FastGradientAttack}[norm]()
     compare(
         model,
@@ -82,7 +96,7 @@ def test_fgsm_is_as_strong_as_foolbox(norm, model, digits):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_bim_is_as_strong_as_foolbox(norm, model, digits):
+def test_bim_is_as_strong_as_foolbox(norm, model, digits, theirs):
     kind = {"linf": theirs.LinfBasicIterativeAttack, "l2": theirs.L2BasicIterativeAttack}[norm]
 
     def other(x, y, eps):
@@ -96,7 +110,7 @@ def test_bim_is_as_strong_as_foolbox(norm, model, digits):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_pgd_is_as_strong_as_foolbox(norm, model, digits):
+def test_pgd_is_as_strong_as_foolbox(norm, model, digits, theirs):
     kind = {"linf": theirs.LinfPGD, "l2": theirs.L2PGD}[norm]
 
     def other(x, y, eps):
@@ -115,7 +129,7 @@ def test_apgd_is_as_strong_as_art(norm, model, digits):
     def other(x, y, eps):
         budget = {"max_iter": 20, "nb_random_init": 1, "eps": eps, "eps_step": 2 * eps}
         return from_art(
-            AutoProjectedGradientDescent,
+            "AutoProjectedGradientDescent",
             model,
             x,
             y,
@@ -137,7 +151,7 @@ def square_beside_art(model, digits, norm, queries, epsilons, seeds):
         # Its start is a query too.
         budget = {"max_iter": queries - 1, "p_init": 0.8, "nb_restarts": 1, "batch": 50}
         return lambda x, y, eps: from_art(
-            SquareAttack, model, x, y, norm=norm, eps=eps, seed=seed, **budget
+            "SquareAttack", model, x, y, norm=norm, eps=eps, seed=seed, **budget
         )
 
     def ours(seed):
@@ -154,7 +168,6 @@ def test_square_is_as_strong_as_art(norm, eps, images, model, digits):
     square_beside_art(model, digits.take(images), norm, 100, (eps,), seeds=1)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*encountered in divide:RuntimeWarning")
 @pytest.mark.parametrize(("norm", "epsilons"), [("linf", (0.2, 0.25, 0.3)), ("l2", (3.0, 4.0))])
 def test_square_is_as_strong_as_art_over_six_runs(norm, epsilons, model, digits):
@@ -173,7 +186,7 @@ def no_farther(model, x, y, ours, other, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_deepfool_goes_no_farther_than_foolbox(norm, model, digits):
+def test_deepfool_goes_no_farther_than_foolbox(norm, model, digits, theirs):
     budget, digits = {"steps": 50, "candidates": 5, "overshoot": 0.02}, digits.take(500)
     kind = {"linf": theirs.LinfDeepFoolAttack, "l2": theirs.L2DeepFoolAttack}[norm]
     other = from_foolbox(kind(**budget), model, *digits)
@@ -182,13 +195,9 @@ def test_deepfool_goes_no_farther_than_foolbox(norm, model, digits):
 
 @pytest.mark.parametrize(
     ("images", "steps", "step_size"),
-    [
-        (100, 100, 0.1),
-        pytest.param(1000, 100, 0.1, marks=pytest.mark.slow),
-        pytest.param(1000, 200, 0.02, marks=pytest.mark.slow),
-    ],
+    [(100, 100, 0.1), (1000, 100, 0.1), (1000, 200, 0.02)],
 )
-def test_cw_goes_no_farther_than_foolbox(images, steps, step_size, model, digits):
+def test_cw_goes_no_farther_than_foolbox(images, steps, step_size, model, digits, theirs):
     x, y = digits.take(images)
     attack = theirs.L2CarliniWagnerAttack(
         binary_search_steps=6, steps=steps, stepsize=step_size, initial_const=1e-3

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from every_attack import ATTACKS, RANDOM, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import ATTACKS, RANDOM, call
 from torch import nn
 
 from apudae.core.norms import NORMS, length

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from every_attack import ATTACKS, BOTH, RANDOM, call
+from support import ATTACKS, BOTH, RANDOM, call
 from torch import nn
 from torch.nn import functional as F
 

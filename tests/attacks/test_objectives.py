@@ -1,10 +1,10 @@
 import copy
 import warnings
 
-import every_attack
 import pytest
+import support
 import torch
-from every_attack import ATTACKS, BOTH, call
+from support import ATTACKS, BOTH, call
 from torch import nn
 
 from apudae import attacks
@@ -103,7 +103,7 @@ def test_probabilities_draw_a_warning_at_the_callers_line(name, dtype, generator
     y = model(x.to(dtype)).argmax(1)
     with pytest.warns(AttackWarning, match="outputs look like probabilities") as caught:
         call(name, Softmax(model), x, y, eps=0.1, norm="l2")
-    assert caught[0].filename == every_attack.__file__
+    assert caught[0].filename == support.__file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call(name, model, x, y, eps=0.1, norm="l2")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from masks import Detached, Opaque, Quantise
+from support import Detached, Opaque, Quantise
 from torch import nn
 
 from apudae import models

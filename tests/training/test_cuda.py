@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from every_attack import BOTH, RANDOM, call
+from support import BOTH, RANDOM, call
 
 from apudae import attacks, data, models
 from apudae.core.norms import length

@@ -1,0 +1,250 @@
+"""What tests of several rooms share: toy models, every attack by name, masks, budgets, caches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+import apudae
+from apudae import attacks, data, models
+from apudae.core import files
+from apudae.core.norms import NORMS, uniforms
+from apudae.evaluation import Budget
+from apudae.purification import reconstruction_error
+
+ROOT = Path(__file__).parents[1]
+
+# --- toy models with known answers -------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the pixels: the best attack is known in closed form."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        size = torch.Size(shape).numel()
+        weight = torch.randn(classes, size, generator=generator, dtype=torch.float64)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return (x.flatten(1).to(self.weight.dtype) - 0.5) @ self.weight.T
+
+
+class SmoothDAE(nn.Module):
+    """A tiny autoencoder with smooth activations, for finite differences in float64."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(5, 16, generator=generator, dtype=torch.float64) / 4)
+        self.up = nn.Parameter(torch.randn(16, 5, generator=generator, dtype=torch.float64) / 2)
+
+    def forward(self, x):
+        code = torch.tanh(x.flatten(1) @ self.down.T)
+        return torch.sigmoid(code @ self.up.T).view(x.shape)
+
+
+def module_of(function: Callable) -> nn.Module:
+    """A module that does what a function does."""
+    module = nn.Module()
+    module.forward = function
+    return module
+
+
+# --- every attack by name, with budgets that suit toy models -----------------------------------
+
+ATTACKS = {
+    "noise": attacks.noise,
+    "fgsm": attacks.fgsm,
+    "rfgsm": attacks.rfgsm,
+    "bim": attacks.bim,
+    "pgd": partial(attacks.pgd, steps=5, restarts=2),
+    "apgd": partial(attacks.apgd, steps=8, restarts=2),
+    "square": partial(attacks.square, queries=12),
+    "deepfool": attacks.deepfool,
+    "cw": partial(attacks.cw, steps=20, searches=3, step_size=0.1),
+}
+RANDOM = ("noise", "rfgsm", "pgd", "apgd", "square")
+BOTH = [(name, norm) for name in ATTACKS for norm in NORMS if (name, norm) != ("cw", "linf")]
+
+
+def call(name, model, x, y, *, norm="linf", **options):
+    """Any attack by name; C&W knows L2 only."""
+    return ATTACKS[name](model, x, y, **options if name == "cw" else options | {"norm": norm})
+
+
+# A whole evaluation in about a second, on two dozen digits.
+SMALL = Budget(
+    pgd=10, apgd=10, targets=2, queries=20, draws=2, weights=(0.1,), curve=20, scoring=20
+)
+
+# --- defenses that hide their weakness, each with a known truth --------------------------------
+
+
+class Quantise(nn.Module):
+    """Rounds pixels: the gradient is zero everywhere, and the images hardly change."""
+
+    def __init__(self, levels=16):
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x):
+        return (x * self.levels).round() / self.levels
+
+
+class Hot(nn.Module):
+    """Logits times 1000: the softmax is so sure that the cross-entropy has no gradient."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x):
+        return 1000 * self.classifier(x)
+
+
+class Detached(nn.Module):
+    """Descends the reconstruction error on a fresh leaf, as the authors' code does."""
+
+    def __init__(self, dae, steps, step_size):
+        super().__init__()
+        self.dae, self.steps, self.step_size = dae, steps, step_size
+
+    def forward(self, x):
+        with torch.enable_grad():
+            z = x.detach().clone()
+            for _ in range(self.steps):
+                z.requires_grad_(True)
+                (g,) = torch.autograd.grad(reconstruction_error(self.dae, z).sum(), z)
+                z = (z.detach() - self.step_size * g).clamp(0, 1)
+        return z.detach()
+
+
+class Rarely(nn.Module):
+    """A classifier that answers nonsense in one draw of twenty, for clean images too."""
+
+    def __init__(self, classifier, chance=0.05):
+        super().__init__()
+        self.classifier, self.chance = classifier, chance
+
+    def forward(self, x, index=None, draw=0):
+        index = torch.zeros(1, dtype=torch.int64) if index is None else index
+        luck = uniforms((1,), index, 7, draw, device=x.device)
+        logits = self.classifier(x)
+        return torch.where(luck < self.chance, logits.roll(1, 1), logits)
+
+
+class Noisy(nn.Module):
+    """Adds Gaussian noise from torch's global generator."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, x):
+        return x + self.sigma * torch.randn_like(x)
+
+
+class Opaque(nn.Module):
+    """A preprocessor and a classifier that nobody may tell apart."""
+
+    def __init__(self, preprocess, classifier):
+        super().__init__()
+        self.preprocess, self.classify = preprocess, classifier
+
+    def forward(self, x):
+        return self.classify(self.preprocess(x))
+
+
+# --- seeds -------------------------------------------------------------------------------------
+
+
+def seed_of(name: str) -> int:
+    """A seed for a test: always the same, or a fresh one where ``APUDAE_RANDOM_SEEDS=1``."""
+    if os.environ.get("APUDAE_RANDOM_SEEDS") == "1":
+        return int.from_bytes(os.urandom(4), "big")
+    return zlib.crc32(name.encode())
+
+
+def fresh() -> int:
+    """A seed from torch's global generator, which has a known state when a test begins."""
+    return int(torch.randint(2**31, ()))
+
+
+# --- caches ------------------------------------------------------------------------------------
+
+
+_SHIPPED: dict[tuple[str, torch.dtype], tuple[nn.Module, str]] = {}
+
+
+def shipped(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Shipped weights, loaded once for a process: to be read, not to be changed."""
+    if (name, dtype) not in _SHIPPED:
+        model = models.load(name).to(dtype)
+        _SHIPPED[name, dtype] = model, files.model_fingerprint(model)
+    return _SHIPPED[name, dtype][0]
+
+
+def forget_changed() -> list[str]:
+    """Which of the shared models a test changed; the next one gets them anew."""
+    changed = []
+    for key, (model, print_) in list(_SHIPPED.items()):
+        learns = any(p.requires_grad or p.grad is not None for p in model.parameters())
+        busy = any(m.training or m._forward_hooks for m in model.modules())
+        if learns or busy or files.model_fingerprint(model) != print_:
+            changed.append(key[0])
+            del _SHIPPED[key]
+    return changed
+
+
+@cache
+def package_print() -> str:
+    """A hash of the package's code and of which weights it ships."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    package = Path(apudae.__file__).parent
+    for path in sorted([*package.rglob("*.py"), *package.rglob("manifest.json")]):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def open_cache(folder: Path) -> None:
+    """Where ``cached`` keeps its files, for this process and those it starts."""
+    mine = folder / package_print()
+    mine.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old != mine:
+            shutil.rmtree(old, ignore_errors=True)
+    os.environ["APUDAE_TEST_CACHE"] = str(mine)
+
+
+def cached(name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What ``make`` returns, made once for all processes and runs of the same code."""
+    path = Path(os.environ["APUDAE_TEST_CACHE"]) / f"{name}.pt"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            aside = path.with_suffix(".part")
+            torch.save(make(), aside)
+            aside.replace(path)
+    return torch.load(path)
+
+
+def digits(n: int, split: str = "validation") -> data.Split:
+    """The first bundled digits of a split, and their labels."""
+    return data.load("mnist", split).take(n)
+
+
+def attacked(n: int, eps: float, *, steps: int = 50, split: str = "validation") -> torch.Tensor:
+    """``digits(n, split)`` after PGD on the shipped classifier; not for tests of PGD itself."""
+
+    def make():
+        return attacks.pgd(shipped("mnist-cnn"), *digits(n, split), eps=eps, steps=steps)
+
+    return cached(f"pgd-{n}-{eps}-{steps}-{split}", make)
