@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,11 +18,29 @@ from torch import nn
 import apudae
 from apudae import attacks, data, models
 from apudae.core import files
+from apudae.core.arguments import AttackWarning
 from apudae.core.norms import NORMS, uniforms
-from apudae.evaluation import Budget
+from apudae.evaluation import Budget, evaluate
 from apudae.purification import reconstruction_error
 
 ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.ipynb"))
+CHAPTERS = [name for name in NOTEBOOKS if name[:2].isdigit()]
+
+
+@cache
+def notebook(name: str):
+    """One of ``NOTEBOOKS``, to be read; who changes it takes a deep copy."""
+    import nbformat
+
+    return nbformat.read(BOOK / name, as_version=4)
+
+
+def code(notebook) -> list:
+    """The code cells of a notebook."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
 
 # --- toy models with known answers -------------------------------------------------------------
 
@@ -85,6 +104,19 @@ def call(name, model, x, y, *, norm="linf", **options):
 SMALL = Budget(
     pgd=10, apgd=10, targets=2, queries=20, draws=2, weights=(0.1,), curve=20, scoring=20
 )
+
+
+def run(model, digits, **options):
+    """A report, without its warnings as such."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttackWarning)
+        return evaluate(model, *digits, progress=False, **options)
+
+
+def names(report) -> set[str]:
+    """Of the warnings that a report raised."""
+    return {finding.name for finding in report.findings}
+
 
 # --- defenses that hide their weakness, each with a known truth --------------------------------
 
@@ -166,12 +198,19 @@ class Opaque(nn.Module):
 
 # --- seeds -------------------------------------------------------------------------------------
 
+RANDOM_SEEDS = os.environ.get("APUDAE_RANDOM_SEEDS") == "1"
+
 
 def seed_of(name: str) -> int:
     """A seed for a test: always the same, or a fresh one where ``APUDAE_RANDOM_SEEDS=1``."""
-    if os.environ.get("APUDAE_RANDOM_SEEDS") == "1":
+    if RANDOM_SEEDS:
         return int.from_bytes(os.urandom(4), "big")
     return zlib.crc32(name.encode())
+
+
+def examples(n: int) -> int:
+    """How many examples hypothesis searches: a third of them where they are the same each time."""
+    return n if RANDOM_SEEDS else n // 3
 
 
 def fresh() -> int:

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from support import ATTACKS, BOTH, RANDOM, call
+from support import ATTACKS, BOTH, RANDOM, call, shipped
 from torch import nn
 from torch.nn import functional as F
 
@@ -172,7 +172,7 @@ def test_stopping_early_at_a_large_epsilon_asks_far_less():
     x, y = data.load("mnist", "validation").take(100)
     seen = []
     for early in (False, True):
-        model = Counting(models.load("mnist-cnn"))
+        model = Counting(shipped("mnist-cnn"))
         attacks.pgd(model, x, y, eps=0.3, steps=40, early_stop=early)
         seen.append(model.seen)
     assert seen[0] == 100 * 41
@@ -351,13 +351,13 @@ def digits():
 
 
 def standing(x_adv, y):
-    return (models.load("mnist-cnn")(x_adv).argmax(1) == y).float().mean().item()
+    return (shipped("mnist-cnn")(x_adv).argmax(1) == y).float().mean().item()
 
 
 @pytest.mark.parametrize(("norm", "eps", "huge"), [("linf", 0.1, 0.3), ("l2", 1.5, 5.0)])
 def test_strength_on_the_shipped_classifier_is_in_the_right_order(norm, eps, huge, digits):
     x, y = digits
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
     clean, few = standing(x, y), {"eps": eps, "norm": norm}
     scores = {name: standing(call(name, model, x, y, **few), y) for name in ("noise", "fgsm")}
     scores |= {
@@ -374,7 +374,7 @@ def test_strength_on_the_shipped_classifier_is_in_the_right_order(norm, eps, hug
 def test_pgd_raises_the_loss_beyond_fgsm(digits):
     """At an ε at which few fall, so that early stopping hides nothing."""
     x, y = digits
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
     attacked = (attack(model, x, y, eps=0.02) for attack in (attacks.fgsm, attacks.pgd))
     losses = [F.cross_entropy(model(z), y) for z in attacked]
     assert losses[1] > losses[0]
@@ -383,7 +383,7 @@ def test_pgd_raises_the_loss_beyond_fgsm(digits):
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_epsilon_steps_and_restarts_never_leave_more_standing(norm, digits):
     x, y = digits
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
     unit = 0.1 if norm == "linf" else 1.5
     attack = partial(attacks.pgd, model, x, y, norm=norm, early_stop=True)
     slack = 0.02  # four images of 200: one run and one random start

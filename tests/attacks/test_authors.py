@@ -12,11 +12,8 @@ from apudae.attacks import as_published
 
 
 @pytest.fixture
-def problem():
-    """A small smooth network, fresh images with black and white pixels, labels."""
-    seed = torch.seed() % 2**31
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+def problem(generator):
+    """A small smooth network, images with black and white pixels, labels."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, 4)
     ).double()

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from support import shipped
 from torch import nn
 
-from apudae import attacks, data, models
+from apudae import attacks, data
 from apudae.attacks.autoattack import _bump, _checkpoints, _share, _two_squares
 from apudae.core.norms import NORMS, length, project
 
@@ -170,7 +171,7 @@ def test_squares_in_l2_move_the_length_of_one_into_the_shape_of_another(size, ge
 def test_apgd_needs_no_step_size_where_pgd_does():
     """PGD with a step that is too long or too short for the ball; APGD sets its own."""
     x, y = data.load("mnist", "validation").take(200)
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
 
     def standing(attacked):
         return (model(attacked).argmax(1) == y).sum()
@@ -183,7 +184,7 @@ def test_apgd_needs_no_step_size_where_pgd_does():
 
 def test_targeted_dlr_fells_what_one_loss_leaves_standing():
     x, y = data.load("mnist", "validation").take(200)
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
     options = {"eps": 0.1, "steps": 20, "early_stop": True}
     one, many = (
         (model(attacks.apgd(model, x, y, loss=loss, **options)).argmax(1) != y).sum()
@@ -195,7 +196,7 @@ def test_targeted_dlr_fells_what_one_loss_leaves_standing():
 def test_the_scale_of_the_logits_blinds_the_cross_entropy_but_not_the_dlr():
     """Logits times 1,000: softmax is exactly 0 or 1 in float32 and has no gradient."""
     x, y = data.load("mnist", "validation").take(100)
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
     scaled = nn.Sequential(model, Scale(1000.0))
     standing = {
         loss: (
@@ -229,7 +230,7 @@ def test_targeted_dlr_refuses_to_be_targeted(linear, generator):
 @pytest.mark.parametrize("norm", NORMS)
 def test_square_needs_no_gradient(norm):
     x, y = data.load("mnist", "validation").take(100)
-    model = Staircase(models.load("mnist-cnn"))
+    model = Staircase(shipped("mnist-cnn"))
     eps = 0.2 if norm == "linf" else 3.0
     with torch.no_grad():
         blind = model(attacks.bim(model, x, y, eps=eps, norm=norm)).argmax(1) == y

@@ -3,8 +3,9 @@ from functools import partial
 
 import pytest
 import torch
+from support import shipped
 
-from apudae import attacks, data, models
+from apudae import attacks, data
 from apudae.core.norms import NORMS, length
 
 
@@ -86,7 +87,7 @@ def test_cw_moves_black_and_white_pixels(two, generator):
 
 def test_confidence_costs_length():
     x, y = data.load("mnist", "validation").take(20)
-    model = models.load("mnist-cnn")
+    model = shipped("mnist-cnn")
     distances = []
     for confidence in (0, 3):
         attacked = attacks.cw(

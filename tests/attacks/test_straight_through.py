@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from support import Detached, Opaque, Quantise
+from support import Detached, Opaque, Quantise, shipped
 from torch import nn
 
-from apudae import models
 from apudae.attacks import BPDA, Objective, StraightThrough
 from apudae.purification import Adaptive, Defended
 
@@ -118,7 +117,7 @@ def test_weights_keep_out_of_it(smooth, x):
 
 
 def test_a_cut_inner_loop_is_seen(generator):
-    dae, classifier = models.load("mnist-dae"), models.load("mnist-cnn")
+    dae, classifier = shipped("mnist-dae"), shipped("mnist-cnn")
     x = torch.rand(4, 1, 28, 28, generator=generator)
     view = StraightThrough.of(Opaque(Detached(dae, 2, 0.05), classifier), x)
     gradient = Objective(view).gradient(x, torch.arange(4))[2]

@@ -2,8 +2,9 @@ from functools import partial
 
 import pytest
 import torch
+from support import shipped
 
-from apudae import attacks, data, models
+from apudae import attacks, data
 from apudae.attacks.suite import standard
 from apudae.core.norms import length
 
@@ -15,7 +16,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("mnist-cnn")
+    return shipped("mnist-cnn")
 
 
 SMALL = {

@@ -1,7 +1,8 @@
 """The built pages in a real browser, from ``file://`` and without a network.
 
 They are read as `make book` leaves them in ``_build/html``. Without pages or without Chromium the
-tests are skipped, and say so; with ``APUDAE_REQUIRED=1`` that is a failure.
+tests are skipped, and say so; with ``APUDAE_REQUIRED=1`` that is a failure. A page is opened once,
+and all that is asked of every page is looked at then (``Look``).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
 SHOTS = ROOT / "_build" / "screenshots"
 PAGES = sorted(
@@ -68,6 +70,14 @@ class Visit:
     def _listen(self, text: str) -> None:
         self.said += [] if any(part in text for part in THEME) else [text]
 
+    def become_a_phone(self) -> None:
+        """As a new context with ``has_touch`` and ``is_mobile`` would do it."""
+        browser = self.context.new_cdp_session(self.page)
+        screen = PHONE | {"deviceScaleFactor": 1, "mobile": True}
+        browser.send("Emulation.setDeviceMetricsOverride", screen)
+        browser.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+        self.page.wait_for_function(f"innerWidth == {PHONE['width']}")
+
     def open(self, name: str, root: Path = HTML):
         self.page.goto((root / name).as_uri(), wait_until="load")
         return self.page
@@ -90,23 +100,93 @@ def files(urls: list[str]) -> set[str]:
     return {url.split("#")[0].split("?")[0] for url in urls if url.startswith("file:")}
 
 
+SHOWN = "f => [...f.querySelectorAll('img')].filter(m => m.offsetHeight > 0).map(m => m.src)"
+BROKEN = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)"
+WIDE = """() => [...document.querySelectorAll('article *')].filter(e => {
+    const box = e.getBoundingClientRect();
+    if (box.right <= innerWidth + 1 || !box.width) return false;
+    for (let p = e; p; p = p.parentElement)
+        if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)
+            && p.getBoundingClientRect().right <= innerWidth + 1) return false;
+    return !e.closest('mjx-assistive-mml');
+}).map(e => e.outerHTML.slice(0, 100))"""
+
+
+@dataclass
+class Slider:
+    """A picture that moves: what each place of the knob shows and says."""
+
+    pictures: list[str]
+    shown: list[str]
+    labels: list[str]
+    after_left: list[str]
+    says: str
+
+    @classmethod
+    def tried(cls, figure, page):
+        knob, shown, labels = figure.query_selector("input"), [], []
+        for k in range(int(knob.get_attribute("max")) + 1):
+            knob.evaluate("(e, k) => { e.value = k; e.dispatchEvent(new Event('input')) }", k)
+            shown += figure.evaluate(SHOWN)
+            labels.append(figure.query_selector("output").inner_text())
+        knob.focus()
+        page.keyboard.press("ArrowLeft")
+        pictures = figure.evaluate("f => [...f.querySelectorAll('img')].map(m => m.src)")
+        says = knob.get_attribute("aria-valuetext")
+        return cls(pictures, shown, labels, figure.evaluate(SHOWN), says)
+
+
+class Look:
+    """One visit to a page: at a desk as it opens, its sliders moved, and then as on a phone."""
+
+    def __init__(self, one: Visit, name: str) -> None:
+        page = one.open(name)
+        self.asked, self.said = list(one.asked), list(one.said)
+        pictures = page.query_selector_all("article img")
+        self.undescribed = [
+            image.get_attribute("src")[:80]
+            for image in pictures
+            if not (image.get_attribute("alt") or "").strip()
+        ]
+        self.broken = page.evaluate(BROKEN)
+        formulas = "[...document.querySelectorAll('mjx-merror')].length"
+        self.bad_formulas = page.evaluate(formulas)
+        self.shut_out = serious(page)
+        figures = page.query_selector_all("figure.apudae-slider")
+        self.sliders = [Slider.tried(figure, page) for figure in figures]
+        one.become_a_phone()
+        self.wide = page.evaluate(WIDE)
+        self.width = page.evaluate("document.documentElement.scrollWidth")
+        knobs = page.query_selector_all(".apudae-slider input")
+        self.knobs = [knob.bounding_box() for knob in knobs]
+
+
+@pytest.fixture(scope="module")
+def look(browser):
+    """Each page's one visit, made when the first test asks for it."""
+    seen = {}
+
+    def at(name) -> Look:
+        if name not in seen:
+            one = Visit(browser, DESK)
+            seen[name] = Look(one, name)
+            one.context.close()
+        return seen[name]
+
+    return at
+
+
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_needs_no_network_says_no_error_and_describes_its_pictures(name, visit):
-    one = visit()
-    page = one.open(name)
-    outside = [url for url in one.asked if not url.startswith(("file:", "data:", "blob:"))]
+def test_a_page_needs_no_network_says_no_error_and_describes_its_pictures(name, look):
+    page = look(name)
+    outside = [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))]
     assert outside == [], "asked for something outside the book"
-    assert one.said == []
-    for image in page.query_selector_all("article img"):
-        assert (image.get_attribute("alt") or "").strip(), image.get_attribute("src")[:80]
-    broken = page.evaluate(
-        "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.alt)"
-    )
-    assert broken == []
-    assert page.evaluate("[...document.querySelectorAll('mjx-merror')].length") == 0
-    weight = sum(Path(unquote(urlsplit(url).path)).stat().st_size for url in files(one.asked))
-    slides = page.query_selector("figure.apudae-slider")
-    assert weight <= (6_000_000 if slides else 2_000_000)
+    assert page.said == []
+    assert page.undescribed == []
+    assert page.broken == []
+    assert page.bad_formulas == 0
+    weight = sum(Path(unquote(urlsplit(url).path)).stat().st_size for url in files(page.asked))
+    assert weight <= (6_000_000 if page.sliders else 2_000_000)
 
 
 def test_the_licences_of_what_is_served_come_along():
@@ -120,48 +200,24 @@ def test_the_licences_of_what_is_served_come_along():
         assert (HTML / "_static" / name).stat().st_size > 100, name
 
 
-SHOWN = "f => [...f.querySelectorAll('img')].filter(m => m.offsetHeight > 0).map(m => m.src)"
-
-
 @pytest.mark.parametrize("name", [name for name in PAGES if "reference" not in name])
-def test_every_slider_changes_its_picture_by_mouse_and_by_key(name, visit):
-    page = visit().open(name)
-    figures = page.query_selector_all("figure.apudae-slider")
-    assert figures
-    for figure in figures:
-        knob = figure.query_selector("input")
-        last = int(knob.get_attribute("max"))
-        seen, labels = [], []
-        for k in range(last + 1):
-            knob.evaluate("(e, k) => { e.value = k; e.dispatchEvent(new Event('input')) }", k)
-            seen += figure.evaluate(SHOWN)
-            labels.append(figure.query_selector("output").inner_text())
+def test_every_slider_changes_its_picture_by_mouse_and_by_key(name, look):
+    sliders = look(name).sliders
+    assert sliders
+    for slider in sliders:
         # Neighbours may look the same, where a walk has arrived; the first and the last do not.
-        assert seen == figure.evaluate("f => [...f.querySelectorAll('img')].map(m => m.src)")
-        assert len(seen) == len(set(labels)) == last + 1 and seen[0] != seen[-1]
-        knob.focus()
-        page.keyboard.press("ArrowLeft")
-        assert figure.evaluate(SHOWN) == [seen[last - 1]]
-        assert knob.get_attribute("aria-valuetext") == labels[last - 1]
+        assert slider.shown == slider.pictures
+        assert len(slider.shown) == len(set(slider.labels)) and slider.shown[0] != slider.shown[-1]
+        assert slider.after_left == [slider.shown[-2]]
+        assert slider.says == slider.labels[-2]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_on_a_phone_nothing_is_wider_than_the_screen(name, visit):
-    page = visit(PHONE, has_touch=True, is_mobile=True).open(name)
-    wide = page.evaluate(
-        """() => [...document.querySelectorAll('article *')].filter(e => {
-            const box = e.getBoundingClientRect();
-            if (box.right <= innerWidth + 1 || !box.width) return false;
-            for (let p = e; p; p = p.parentElement)
-                if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)
-                    && p.getBoundingClientRect().right <= innerWidth + 1) return false;
-            return !e.closest('mjx-assistive-mml');
-        }).map(e => e.outerHTML.slice(0, 100))"""
-    )
-    assert wide == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for knob in page.query_selector_all(".apudae-slider input"):
-        box = knob.bounding_box()
+def test_on_a_phone_nothing_is_wider_than_the_screen(name, look):
+    page = look(name)
+    assert page.wide == []
+    assert page.width <= PHONE["width"]
+    for box in page.knobs:
         assert box["width"] >= 90 and box["x"] + box["width"] <= PHONE["width"]
 
 
@@ -223,6 +279,36 @@ def test_in_the_dark_and_on_paper_the_text_is_there(visit):
 # --- accessibility -----------------------------------------------------------------------------
 
 
+def serious(page) -> dict[str, list[str]]:
+    """Rule -> elements that break it, of the grave sort."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return {
+        rule["id"]: [node["html"][:120] for node in rule["nodes"]]
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+    }
+
+
+def ours(found: dict[str, list[str]], themes: set[str]) -> dict[str, list[str]]:
+    """What breaks a rule and is not the theme's."""
+    left = {rule: [n for n in nodes if n not in themes] for rule, nodes in found.items()}
+    return {rule: nodes for rule, nodes in left.items() if nodes}
+
+
+@pytest.fixture(scope="module")
+def themes(look):
+    """What the theme brings: seen on the search page and around the list of references."""
+    found = [look(name).shut_out for name in ("search.html", "book/reference/bibliography.html")]
+    return {node for rules in found for nodes in rules.values() for node in nodes}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_shuts_a_reader_out_beyond_what_the_theme_does(name, look, themes):
+    assert ours(look(name).shut_out, themes) == {}
+
+
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
     """One page without a word of ours, a bibliography's list apart: what the theme brings."""
@@ -237,32 +323,12 @@ def empty(tmp_path_factory):
     return top / "_build" / "html"
 
 
-def serious(page) -> dict[str, list[str]]:
-    """Rule -> elements that break it, of the grave sort."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    return {
-        rule["id"]: [node["html"][:120] for node in rule["nodes"]]
-        for rule in found
-        if rule["impact"] in ("serious", "critical")
-    }
-
-
-@pytest.fixture(scope="module")
-def themes(empty, visit):
-    return {node for nodes in serious(visit().open("page.html", empty)).values() for node in nodes}
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_nothing_shuts_a_reader_out_beyond_what_the_theme_does(name, visit, themes):
-    found = serious(visit().open(name))
-    ours = {
-        rule: left
-        for rule, nodes in found.items()
-        if (left := [n for n in nodes if n not in themes])
-    }
-    assert ours == {}
+@pytest.mark.slow
+def test_the_theme_brings_it_to_an_empty_page_too(empty, visit, look):
+    """So that nothing of ours hides among what is taken for the theme's."""
+    rules = serious(visit().open("page.html", empty)).values()
+    themes = {node for nodes in rules for node in nodes}
+    assert {name: left for name in PAGES if (left := ours(look(name).shut_out, themes))} == {}
 
 
 # --- links -------------------------------------------------------------------------------------

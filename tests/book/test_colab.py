@@ -22,15 +22,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(
     p.relative_to(ROOT / "book").as_posix() for p in (ROOT / "book").rglob("*.ipynb")
 )
-QUICK = (
-    "07_adaptive_attacks.ipynb",
-    "09_against_other_defenses.ipynb",
-    "12_guarantees.ipynb",
-)
+pytestmark = pytest.mark.slow  # an environment of its own, and whole chapters
 COLAB = ("ipython==7.34.0", "ipywidgets==7.7.1", "ipykernel==6.17.1")
 BROUGHT = (
     "torch",
@@ -146,10 +142,7 @@ def test_the_environment_is_colabs_and_has_nothing_of_ours(colab):
         assert "ModuleNotFoundError" in ask(python, f"import {name}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS if n not in QUICK)],
-)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_in_colab(name, colab, tmp_path):
     python, clone = colab
     pip = [python, "-m", "pip", "--quiet", "uninstall", "--yes", "apudae"]
@@ -177,7 +170,9 @@ def test_a_notebook_runs_in_colab(name, colab, tmp_path):
 def test_with_the_placeholder_the_first_cell_says_what_to_do(colab, tmp_path):
     python, _ = colab
     subprocess.run([python, "-m", "pip", "-q", "uninstall", "-y", "apudae"], capture_output=True)
-    source = REPOSITORY.sub('REPOSITORY = "https://github.com/OWNER/apudae-book"', first(QUICK[0]))
+    source = REPOSITORY.sub(
+        'REPOSITORY = "https://github.com/OWNER/apudae-book"', first(NOTEBOOKS[0])
+    )
     cell = nbformat.v4.new_code_cell(source)
     notebook = nbformat.v4.new_notebook(cells=[cell])
     options = {"kernel_name": "colab", "resources": {"metadata": {"path": tmp_path}}}

@@ -16,7 +16,7 @@ import yaml
 
 import apudae
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "repository.py"
 CHAPTERS = sorted((ROOT / "book").glob("[01]*.ipynb"))
 
@@ -104,13 +104,3 @@ def test_the_status_page_is_that_of_the_notebooks():
         sys.path.remove(str(SCRIPT.parent))
     assert status.PAGE.read_text() == status.page()
     assert status.page().count("\n| [") == len(list((ROOT / "book").rglob("*.ipynb")))
-
-
-def test_a_clone_with_its_history_is_small():
-    """What a clone would fetch: all that the last commit leads to, packed."""
-    git = ["git", "-C", str(ROOT)]
-    if subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True).returncode:
-        pytest.skip("no history here")
-    pack = [*git, "pack-objects", "--revs", "--stdout", "-q"]
-    packed = subprocess.run(pack, input=b"HEAD\n", check=True, capture_output=True).stdout
-    assert len(packed) <= 40_000_000

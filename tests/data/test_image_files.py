@@ -18,9 +18,9 @@ def read(image, tmp_path, name="a.png", size=28, **options):
 
 
 @pytest.fixture
-def grey():
+def grey(seed):
     """32 × 32 random grey values: a size that is not scaled when 28 are asked for."""
-    return np.random.default_rng().integers(0, 256, (32, 32), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8)
 
 
 def test_grey_becomes_colour(grey, tmp_path):
@@ -37,8 +37,8 @@ def test_sixteen_bits_become_eight_and_are_not_cut_off(grey, tmp_path):
         assert file.mode.startswith("I")
 
 
-def test_what_is_transparent_is_laid_on_white(grey, tmp_path):
-    alpha = np.random.default_rng().integers(0, 256, (32, 32), dtype=np.uint8)
+def test_what_is_transparent_is_laid_on_white(grey, seed, tmp_path):
+    alpha = np.random.default_rng(seed + 1).integers(0, 256, (32, 32), dtype=np.uint8)
     layers = np.stack([grey, grey, grey, alpha], 2)
     found = read(Image.fromarray(layers, "RGBA"), tmp_path)[0].double().numpy()
     expected = (grey * (alpha / 255.0) + 255 * (1 - alpha / 255.0)).round()

@@ -10,12 +10,10 @@ from apudae.core import files, scores
 from apudae.experiments import imagenet
 
 
-def test_the_shipped_weights_are_listed_verified_and_small():
+def test_the_shipped_weights_are_listed_and_verified():
     assert {"mnist-cnn", "mnist-dae"} <= set(models.names())
     for name in models.names():
         models.load(name)
-    total = sum(path.stat().st_size for path in models.WEIGHTS.iterdir())
-    assert total <= 15e6
     named = {models.about(name)["file"] for name in models.names()}
     assert {path.name for path in models.WEIGHTS.glob("*.safetensors")} == named
 

@@ -1,8 +1,8 @@
+import importlib.util
 import math
 import sys
 from pathlib import Path
 
-import foolbox
 import numpy as np
 import pytest
 import torch
@@ -130,7 +130,7 @@ def test_rednet_names_what_does_not_fit(shape, message):
 
 def test_efficientnet_reads_a_photograph_without_a_download(repository):
     """foolbox ships 20 ImageNet images, the class index in each name."""
-    folder = Path(foolbox.__file__).parent / "data"
+    folder = Path(importlib.util.find_spec("foolbox").origin).parent / "data"
     files = sorted(folder.glob("imagenet_*"))
     assert len(files) == 20
     model, right = models.build("efficientnet-lite0").eval(), 0

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import support
 import torch
 from scipy.stats import norm
+from support import shipped
 from torch import nn
 
 from apudae import attacks, data, models, purification
@@ -155,7 +157,7 @@ def test_gradients_are_those_of_the_plain_loop(name, smooth_dae, generator):
 @pytest.mark.parametrize("stepper", ["descent", "adam", "l2"])
 def test_in_float32_too_on_the_digits_dae(stepper):
     """The relative difference of the gradients over the whole batch is at most 1e-4."""
-    dae, classifier = models.load("mnist-dae"), models.load("mnist-cnn")
+    dae, classifier = shipped("mnist-dae"), shipped("mnist-cnn")
     x, y = data.load("mnist", "validation").take(16)
     level = calibrate(dae, data.load("mnist", "validation").images[:200])
     x = attacks.pgd(classifier, x, y, eps=0.2, steps=10).requires_grad_(True)
@@ -173,7 +175,7 @@ def test_in_float32_too_on_the_digits_dae(stepper):
 
 
 def test_adaptive_lowers_the_error_and_stays_in_range(generator):
-    dae = models.load("mnist-dae")
+    dae = shipped("mnist-dae")
     x = data.load("mnist", "validation").take(32).images
     noisy = (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
     path = Adaptive(dae, steps=15, step_size=0.05).trajectory(noisy).images
@@ -310,9 +312,8 @@ def test_any_module_can_be_the_purifier(linear, generator):
 
 def test_in_float32_the_shipped_purifier_hardly_depends_on_the_batch():
     """Adam divides by the size of a gradient and so amplifies rounding, within bounds."""
-    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
-    x, y = data.load("mnist", "validation").take(24)
-    attacked = attacks.pgd(classifier, x, y, eps=0.2, steps=10)
+    classifier, dae = shipped("mnist-cnn"), shipped("mnist-dae")
+    attacked = support.attacked(24, 0.2, steps=10)
     with torch.no_grad():
         whole = Adaptive(dae)(attacked)
         alone = torch.cat([Adaptive(dae)(image[None]) for image in attacked])
@@ -455,9 +456,9 @@ def test_defended_is_the_composition_and_can_be_attacked_whole(smooth_dae, linea
 
 
 def test_purification_saves_images_from_an_attack_on_the_classifier_alone():
-    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
-    x, y = data.load("mnist", "validation").take(100)
-    adversarial = attacks.pgd(classifier, x, y, eps=0.2)
+    classifier, dae = shipped("mnist-cnn"), shipped("mnist-dae")
+    _, y = support.digits(100)
+    adversarial = support.attacked(100, 0.2)
     assert scores.accuracy(classifier, adversarial, y).correct <= 2
     for purifier in (Direct(dae), Adaptive(dae)):
         assert scores.accuracy(Defended(classifier, purifier), adversarial, y).correct >= 70
@@ -465,9 +466,9 @@ def test_purification_saves_images_from_an_attack_on_the_classifier_alone():
 
 def test_half_precision_reads_the_same_digits():
     """bfloat16 where the processor has it; elsewhere both are the same."""
-    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
+    classifier, dae = shipped("mnist-cnn"), shipped("mnist-dae")
     x, y = data.load("mnist", "validation").take(200)
-    attacked = attacks.pgd(classifier, x, y, eps=0.2, steps=10)
+    attacked = support.attacked(200, 0.2, steps=10)
     right = [
         scores.outcomes(Defended(classifier, Adaptive(dae, precision=p)), attacked, y)
         for p in ("float32", "auto")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from support import shipped
 
-from apudae import data, models
+from apudae import data
 from apudae.evaluation import Budget, evaluate
 from apudae.purification import JPEG, BitDepth, Defended, Median, ResizePad
 
@@ -85,7 +86,7 @@ def test_the_derivative_is_a_finite_difference(transform, generator):
 
 @pytest.mark.parametrize("transform", ALL, ids=lambda t: type(t).__name__)
 def test_the_protocol_goes_round_all_of_them(transform):
-    classifier = models.load("mnist-cnn")
+    classifier = shipped("mnist-cnn")
     few = data.load("mnist", "validation").take(20)
     budget = Budget(pgd=10, apgd=20, queries=50, draws=2, scoring=5, weights=(0.1,))
     options = {"eps": 0.3, "budget": budget, "progress": False, "curves": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import shipped
 from torch import nn
 from torch.nn import functional as F
 
@@ -56,7 +57,7 @@ def test_epsilon_grows_during_the_warm_up():
 
 def test_a_run_that_was_cut_off_in_the_warm_up_ends_the_same(tmp_path, monkeypatch):
     x, y = data.load("mnist", "train").take(40)
-    classifier = models.load("mnist-cnn")
+    classifier = shipped("mnist-cnn")
 
     def fit(path, fails_after=None):
         task = training.purifying(classifier, attacks.pgd, eps=0.2, warm_up=1.0, steps=1)
@@ -83,7 +84,7 @@ def test_a_run_that_was_cut_off_in_the_warm_up_ends_the_same(tmp_path, monkeypat
 
 def test_it_makes_a_purifier_harder_to_attack():
     """And the classifier is not touched."""
-    classifier = models.load("mnist-cnn").eval().requires_grad_(False)
+    classifier = shipped("mnist-cnn").eval().requires_grad_(False)
     before = {k: v.clone() for k, v in classifier.state_dict().items()}
     train = data.load("mnist", "train").take(1500)
     x, y = data.load("mnist", "validation").take(200)
