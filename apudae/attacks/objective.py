@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.arguments import (
+    check_choice,
     check_count,
     check_images,
     check_labels,
@@ -118,8 +119,7 @@ class Objective:
     """
 
     def __init__(self, model: nn.Module, loss: str = "ce", targeted: bool = False) -> None:
-        if loss not in LOSSES:
-            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {loss!r}")
+        check_choice(loss, LOSSES, "loss")
         self.model, self.targeted = model, targeted
         self._loss = LOSSES[loss]
         self.classes = 0  # known from the first logits on

@@ -1,4 +1,10 @@
-"""The command ``python -m apudae.evaluation``."""
+"""The command ``python -m apudae.evaluation``: attack a model in every way at hand::
+
+    python -m apudae.evaluation --purifier adaptive --eps 0.2 --n 200
+    python -m apudae.evaluation --classifier my_module:build --data mnist --eps 0.1
+
+It prints a report for each ε.
+"""
 
 from __future__ import annotations
 
@@ -74,56 +80,53 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: 0, or 1 after an error that is told on one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m apudae.evaluation",
-        description="Attack a model in every way at hand, and report what stands.",
-    )
-    own = "or package.module:function that returns a module"
-    parser.add_argument(
-        "--classifier", default="mnist-cnn", help=f"shipped weights ({own}); mnist-cnn"
-    )
-    parser.add_argument("--purifier", default="none", help=f"{', '.join(PURIFIERS)} ({own}); none")
-    parser.add_argument("--dae", default="mnist-dae", help="shipped weights; mnist-dae")
-    parser.add_argument("--steps", type=int, help="of an adaptive purifier, instead of its own")
-    parser.add_argument("--step-size", type=float, help="of an adaptive purifier")
-    parser.add_argument("--data", default="mnist", help="mnist, cifar10, ...; mnist")
-    parser.add_argument("--split", default="test", choices=data.SPLITS)
-    parser.add_argument("--profile", default="quick", choices=["quick", "full"])
-    parser.add_argument("--root", type=Path, help="folder of the full data ($APUDAE_DATA)")
-    parser.add_argument("--n", type=int, default=200, help="the first so many images; 200")
-    parser.add_argument("--eps", type=float, nargs="+", required=True, help="one or more radii")
-    parser.add_argument("--norm", default="linf", choices=NORMS)
-    parser.add_argument("--budget", default="quick", choices=list(BUDGETS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-curves", action="store_true", help="leave out the curves")
-    parser.add_argument(
-        "--record", type=Path, help="path without ending; -ε.json is added, and resumed if there"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
         device = torch.device(args.device)
         model = model_of(args, device)
         split = data.load(args.data, args.split, profile=args.profile, root=args.root)
         x, y = (part.to(device) for part in split.take(args.n))
+        options = {key: getattr(args, key) for key in ("norm", "budget", "seed")}
+        options |= {"curves": not args.no_curves}
+        options |= {"title": f"{args.classifier}, purifier {args.purifier}"}
         for eps in args.eps:
             record = args.record and args.record.with_name(f"{args.record.name}-{eps:g}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they stand in the report
-                report = evaluate(
-                    model,
-                    x,
-                    y,
-                    eps=eps,
-                    norm=args.norm,
-                    budget=args.budget,
-                    seed=args.seed,
-                    curves=not args.no_curves,
-                    title=f"{args.classifier}, purifier {args.purifier}",
-                    record=record,
-                )
+                report = evaluate(model, x, y, eps=eps, record=record, **options)
             print(f"{report}\n", flush=True)
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m apudae.evaluation",
+        description="Attack a model in every way at hand, and report what stands.",
+    )
+    own = "or package.module:function that returns a module"
+    add = parser.add_argument
+    add("--classifier", default="mnist-cnn", help=f"shipped weights ({own}); mnist-cnn")
+    add("--purifier", default="none", help=f"{', '.join(PURIFIERS)} ({own}); none")
+    add("--dae", default="mnist-dae", help="shipped weights; mnist-dae")
+    add("--steps", type=int, help="of an adaptive purifier, instead of its own")
+    add("--step-size", type=float, help="of an adaptive purifier")
+    add("--data", default="mnist", help="mnist, cifar10, ...; mnist")
+    add("--split", default="test", choices=data.SPLITS)
+    add("--profile", default="quick", choices=["quick", "full"])
+    add("--root", type=Path, help="folder of the full data ($APUDAE_DATA)")
+    add("--n", type=int, default=200, help="the first so many images; 200")
+    add("--eps", type=float, nargs="+", required=True, help="one or more radii")
+    add("--norm", default="linf", choices=NORMS)
+    add("--budget", default="quick", choices=list(BUDGETS))
+    add("--seed", type=int, default=0)
+    add("--no-curves", action="store_true", help="leave out the curves")
+    add("--record", type=Path, help="path without ending; -ε.json is added, and resumed if there")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

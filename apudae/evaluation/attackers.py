@@ -145,55 +145,60 @@ def plan(
         options: ``eps``, ``norm``, ``seed`` and ``batch_size`` of all of them.
     """
     draws = budget.draws if random else 1
+    targets = min(budget.targets, classes - 1)
     found: list[Attack] = []
 
     def add(
-        name: str, kind: str, attack: Callable, view: nn.Module, share: float = 1, **more: Any
+        name: str,
+        view: nn.Module,
+        share: float = 1,
+        *,
+        kind: str = "white box",
+        attack: Callable[..., Tensor] = attacks.apgd,
+        steps: int = budget.apgd,
+        **more: Any,
     ) -> None:
         """``share`` is the cost of a pass, relative to one with the exact gradient."""
-        view = EOT(view, draws) if random and kind != "ablation" else view
+        fixed = kind == "ablation"
+        view = EOT(view, draws) if random and not fixed else view
         runs = more.get("restarts", 1) * (targets if more.get("loss") == "dlr-targeted" else 1)
-        run = _with_gradients(attack, view, random, options, **more)
-        cost = share * more["steps"] * runs * (1 if kind == "ablation" else draws)
-        found.append(Attack(name, kind, run, cost, everywhere=kind == "ablation"))
+        run = _with_gradients(attack, view, random, options, steps=steps, **more)
+        cost = share * steps * runs * (1 if fixed else draws)
+        found.append(Attack(name, kind, run, cost, everywhere=fixed))
 
-    targets = min(budget.targets, classes - 1)
-    pgd, apgd = {"steps": budget.pgd}, {"steps": budget.apgd}
     ball = {k: options[k] for k in ("eps", "norm", "seed")}
     noise = _on(model, partial(attacks.noise, **ball))
     found.append(Attack("noise", "input", noise, forwards=1, everywhere=True))
     found.append(Attack.pgd(model, budget, random, options))
-    same = not isinstance(model, Defended) or _keeps_shape(model.purifier, x[:1])
     if isinstance(model, Defended):
-        transfer = _on(model.classifier, partial(attacks.pgd, **options, **pgd))
+        transfer = _on(model.classifier, partial(attacks.pgd, steps=budget.pgd, **options))
         found.append(Attack("transfer", "black box", transfer, forwards=1, everywhere=True))
-        if same:
-            add("BPDA", "white box", attacks.apgd, BPDA(model), 0.4, **apgd)
+        if _keeps_shape(model.purifier, x[:1]):
+            add("BPDA", BPDA(model), 0.4)
         if isinstance(model.purifier, Purifier):
-            add("BPDA, averaged", "white box", attacks.apgd, Averaged(model), 0.5, **apgd)
+            add("BPDA, averaged", Averaged(model), 0.5)
             without = isinstance(model.purifier.dae, nn.Identity)  # no error to keep low
             for weight in () if without else budget.weights:
-                name = f"reconstruction-aware, λ = {weight:g}"
-                add(name, "white box", attacks.pgd, ReconstructionAware(model, weight), 0.4, **pgd)
+                view, pgd = ReconstructionAware(model, weight), {"steps": budget.pgd}
+                add(f"reconstruction-aware, λ = {weight:g}", view, 0.4, attack=attacks.pgd, **pgd)
         walk = getattr(model.purifier, "widest", model.purifier)  # of several walks, as in SOAP
         if isinstance(walk, Adaptive):
             flat = x[0].numel() ** 0.5 if options["norm"] == "l2" else 1
             for name, other in smooth(walk, x[:50], radius=options["eps"] / flat).items():
                 view = Surrogate(model, Defended(model.classifier, other))
-                add(f"surrogate: {name}", "surrogate", attacks.apgd, view, 1.3, **apgd)
+                add(f"surrogate: {name}", view, 1.3, kind="surrogate")
     if masked and not isinstance(getattr(model, "purifier", None), Purifier):
         view = StraightThrough.of(model, x[:5])
         if view is not None:
-            add("straight-through", "white box", attacks.apgd, view, **apgd)
+            add("straight-through", view)
     if random:
-        add("one known draw", "ablation", attacks.apgd, Fixed(model), **apgd)
+        add("one known draw", Fixed(model), kind="ablation")
     exact = Uncut(model)
-    add("APGD-CE", "white box", attacks.apgd, exact, restarts=budget.restarts, **apgd)
+    add("APGD-CE", exact, restarts=budget.restarts)
     if classes >= 4:
-        more = {"loss": "dlr-targeted", "targets": targets}
-        add("APGD-DLR", "white box", attacks.apgd, exact, **more, **apgd)
+        add("APGD-DLR", exact, loss="dlr-targeted", targets=targets)
     else:
-        add("APGD-margin", "white box", attacks.apgd, exact, loss="margin", **apgd)
+        add("APGD-margin", exact, loss="margin")
     view = EOT(model, draws) if random else model
     options = options | {"queries": budget.queries, "early_stop": not random}
     square = _on(view, partial(attacks.square, **options))

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest, norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 
+from ..attacks.objective import keys_of
 from ..core.arguments import (
     check_count,
     check_images,
@@ -67,7 +68,7 @@ class Certificates:
         """L2 radii in pixel units, float64 ``[N]``; NaN where the classifier abstains."""
         counts, place = self.votes.unique(return_inverse=True)
         bounds = [lower_bound(k, self.n, self.alpha) for k in counts.tolist()]
-        radii = self.sigma * norm.ppf(bounds)[place.numpy()]
+        radii = self.sigma * ndtri(bounds)[place.numpy()]
         return torch.as_tensor(radii).where(self.predictions != ABSTAINED, math.nan)
 
     def radius(self, place: int) -> float:
@@ -96,6 +97,8 @@ class Certificates:
 
 def lower_bound(votes: int, n: int, alpha: float) -> float:
     """Clopper and Pearson's lower bound for a probability, one-sided, at confidence 1 − α."""
+    from scipy.stats import binomtest  # takes longer to import than the rest of this room
+
     test = binomtest(votes, n, alternative="greater")
     return float(test.proportion_ci(confidence_level=1 - alpha, method="exact").low)
 
@@ -154,18 +157,17 @@ def certify(
             f"Under sigma = {sigma:g} most classifiers read noise, and abstain or err. Put a "
             "denoiser before it (Defended(classifier, Direct(dae))), or pass noise_trained=True"
         )
-    index = torch.arange(len(x)) if index is None else index.cpu()
+    index = keys_of(x, index)
     check_labels(index, len(x), name="index")
     options = {"sigma": float(sigma), "n": n, "n0": n0, "alpha": alpha, "seed": seed}
     log = None if record is None else _log(Path(record), model, x, index, options)
     rows: list[tuple[int, int]] = log.more["votes"] if log else []
     with evaluating(model):
         for k in range(len(rows), len(x)):
-            counts = votes(
-                model, x[k], int(index[k]), sigma, (n0, n), seed=seed, batch_size=batch_size
-            )
-            choice = int(counts[0].argmax())
-            kept = int(counts[1][choice])
+            shared = {"seed": seed, "batch_size": batch_size}
+            first, counted = votes(model, x[k], int(index[k]), sigma, (n0, n), **shared)
+            choice = int(first.argmax())
+            kept = int(counted[choice])
             sure = lower_bound(kept, n, alpha) > 0.5
             rows.append((choice if sure else ABSTAINED, kept))
             if log:
@@ -196,8 +198,9 @@ def votes(
         batch_size: draws per pass, about.
     """
     total, read = sum(groups), []
-    for start in range(0, total, max(batch_size // BLOCK, 1) * BLOCK):
-        size = min(max(batch_size // BLOCK, 1) * BLOCK, total - start)
+    whole = max(batch_size // BLOCK, 1) * BLOCK
+    for start in range(0, total, whole):
+        size = min(whole, total - start)
         noisy = _noise(image, key, seed, start // BLOCK, size).mul_(sigma).add_(image)
         logits = logits_of(model, noisy)
         if not start:
@@ -209,12 +212,14 @@ def votes(
 
 def _noise(image: Tensor, key: int, seed: int, block: int, size: int) -> Tensor:
     """Standard normal draws ``[size, C, H, W]``, from a block on."""
-    made = []
-    for number in range(block, block + math.ceil(size / BLOCK)):
-        draws = keyed(seed, key, number, device=image.device)
-        shape = (BLOCK, *image.shape)
-        made.append(torch.randn(shape, generator=draws, device=image.device, dtype=image.dtype))
-    return torch.cat(made)[:size]
+    numbers = range(block, block + math.ceil(size / BLOCK))
+    return torch.cat([_normal(BLOCK, image, seed, key, number) for number in numbers])[:size]
+
+
+def _normal(n: int, image: Tensor, *keys: int) -> Tensor:
+    """Standard normal draws ``[n, C, H, W]`` that follow from a few numbers."""
+    options = {"device": image.device, "dtype": image.dtype}
+    return torch.randn((n, *image.shape), generator=keyed(*keys, device=image.device), **options)
 
 
 class Smoothed(nn.Module):
@@ -240,18 +245,8 @@ class Smoothed(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor | None = None, draw: int = 0) -> Tensor:
         numbers = [0] * len(x) if index is None else index.tolist()
-        noise = torch.stack(
-            [
-                torch.randn(
-                    (self.draws, *image.shape),
-                    generator=keyed(self.seed, 1, number, draw, device=x.device),
-                    device=x.device,
-                    dtype=x.dtype,
-                )
-                for image, number in zip(x, numbers, strict=True)
-            ]
-        )
-        noisy = (x[:, None] + self.sigma * noise).flatten(0, 1)
+        noise = [_normal(self.draws, x[0], self.seed, 1, number, draw) for number in numbers]
+        noisy = (x[:, None] + self.sigma * torch.stack(noise)).flatten(0, 1)
         chances = logits_of(self.model, noisy).log_softmax(1).view(len(x), self.draws, -1)
         return chances.logsumexp(1) - math.log(self.draws)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
+# What resource.getrusage tells of the peak can never be begun anew, and would be that of an earlier
+# measurement. Linux takes a 5 in clear_refs as "the peak is what is held now" (man 5 proc).
 _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -42,12 +43,7 @@ class Meter:
         self._start = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._hook.remove()
         after = self._held()
         self.seconds = time.perf_counter() - self._start
@@ -66,7 +62,7 @@ class Meter:
             return torch.cuda.max_memory_allocated(self.device)
         if reset:
             with suppress(OSError):
-                _REFS.write_text("5")  # Linux: the peak is what is held now
+                _REFS.write_text("5")
         with suppress(OSError, StopIteration, ValueError):
             lines = _STATUS.read_text().splitlines()
             return 1024 * int(next(s for s in lines if s.startswith("VmHWM")).split()[1])

@@ -181,9 +181,14 @@ def is_cut(model: nn.Module, x: Tensor, y: Tensor) -> bool:
 
 @contextmanager
 def _inner_gradients() -> Iterator[list[str]]:
-    """Calls of autograd while open: a forward pass that makes some optimises something."""
+    """Calls of autograd while open: a forward pass that makes some optimises something.
+
+    Replaced is what ``grad`` and ``backward`` call, however they were imported. No public hook sees
+    both and nothing else: a TorchFunctionMode would take every operation of the model through
+    Python, and have a compiled model compiled anew.
+    """
     calls: list[str] = []
-    run = torch.autograd._engine_run_backward  # what grad and backward call, however imported
+    run = torch.autograd._engine_run_backward
 
     def counted(*args, **kwargs):
         calls.append("backward")

@@ -1,13 +1,7 @@
 """The protocol: attack a model in every way at hand, and report what stands.
 
-:func:`evaluate` runs noise, white-box, surrogate and black-box attacks on any module images ->
-logits, keeps each image's worst case, draws curves over ε, steps and draws, and raises the warnings
-of :mod:`apudae.evaluation`. Accuracies and their intervals come from :mod:`apudae.core.scores`.
-
-From a shell::
-
-    python -m apudae.evaluation --purifier adaptive --eps 0.2 --n 200
-    python -m apudae.evaluation --classifier my_module:build --data mnist --eps 0.1
+:func:`evaluate` looks at a model (``diagnostics``), plans its attacks (``attackers``), runs them
+(``protocol``) and gives a ``report`` with each image's worst case, curves and warnings.
 """
 
 from __future__ import annotations
@@ -21,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import attacks
-from ..attacks.objective import check_attack
-from ..core import files
+from ..attacks.objective import check_attack, keys_of
+from ..attacks.suite import taken
 from ..core.arguments import check_count, check_labels, check_logits
 from ..core.calling import ask, evaluating, takes_keys
-from ..core.files import model_fingerprint
+from ..core.files import fingerprint, model_fingerprint
 from ..core.norms import in_ball
 from ..purification.purifier import Defended, Purifier
 from .attackers import BUDGETS, Attack, Budget, plan
@@ -100,7 +93,7 @@ def evaluate(
         raise ValueError("eps: expected a number > 0; without an attack, use accuracy(model, x, y)")
     check_count(len(x), "number of images")
     _check_draws(model)
-    index = torch.arange(len(x)) if index is None else index.cpu()
+    index = keys_of(x, index)
     settings = {
         "title": title or type(model).__name__,
         "eps": float(eps),
@@ -110,13 +103,13 @@ def evaluate(
         "own_attacks": list(attacks or {}),
         "curves": curves,
         "seed": seed,
-        "index_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
+        "index_sha256": _sha256(index),
         "model_sha256": model_fingerprint(model),
     }
     with torch.inference_mode(False), evaluating(model):
         x, y = x.detach().clamp(0, 1), y.clone()  # copies: they may come from inference mode
-        settings["data_sha256"] = files.fingerprint(x)
-        settings["labels_sha256"] = hashlib.sha256(y.cpu().numpy().tobytes()).hexdigest()
+        settings["data_sha256"] = fingerprint(x)
+        settings["labels_sha256"] = _sha256(y)
         first = slice(0, min(len(x), 50, batch_size or 50))
         classes = _first_look(model, x[first], y, index[first])
         settings["random"] = _whether_random(model, x[first], eps, norm, random)
@@ -124,6 +117,10 @@ def evaluate(
         if not run.report.complete:
             _go(run, first, classes, attacks or {}, progress)
     return run.finished()
+
+
+def _sha256(numbers: Tensor) -> str:
+    return hashlib.sha256(numbers.cpu().numpy().tobytes()).hexdigest()
 
 
 def _go(
@@ -136,25 +133,24 @@ def _go(
     """All that is left to do."""
     model, report, s = run.model, run.report, run.report.settings
     x, y = run.x[first], run.y[first]
-    random = s["random"]
     if not report.findings:
         few = [Finding("few images", f"{report.n} images")] if report.n < 20 else []
-        shared = {"eps": s["eps"], "norm": s["norm"], "random": random}
+        shared = {key: s[key] for key in ("eps", "norm", "random")}
         report.findings = few + inspect_model(model, x, y, **shared)
-    masked = any(finding.name in MASKS for finding in report.findings)
+    found = {finding.name for finding in report.findings}
+    masked = not found.isdisjoint(MASKS)
     options = {k: s[k] for k in ("eps", "norm", "seed")} | {"batch_size": run.batch_size}
-    known = {"random": random, "classes": classes, "masked": masked}
+    known = {"random": s["random"], "classes": classes, "masked": masked}
     planned = plan(model, x, run.budget, **known, **options)
-    ways = {attack.name for attack in planned}
+    names = {attack.name for attack in planned}
     for name in own:
-        if name in ways | {"clean"}:
+        if name in names | {"clean"}:
             raise ValueError(f"attacks: {name!r} is one of the protocol's own; take another name")
-    told = isinstance(model, Defended) or "straight-through" in ways
-    known = {finding.name for finding in report.findings}
-    if masked and not told and "mask not found" not in known and is_cut(model, x, y):
+    passable = isinstance(model, Defended) or "straight-through" in names
+    if masked and not passable and "mask not found" not in found and is_cut(model, x, y):
         report.findings.append(Finding("mask not found", "the margin has no gradient, either"))
     planned += [_own(name, model, attack, options) for name, attack in own.items()]
-    points = _points(run, options, random) if s["curves"] else []
+    points = _points(run, options) if s["curves"] else []
     run.start(planned, points, progress)
     for attack in planned:
         run.attack(attack)
@@ -201,37 +197,30 @@ def _check_draws(model: nn.Module) -> None:
         )
 
 
-def _points(
-    run: Evaluation, options: dict[str, Any], random: bool
-) -> list[tuple[str, float, Attack]]:
+def _points(run: Evaluation, options: dict[str, Any]) -> list[tuple[str, float, Attack]]:
     """PGD over ε, up to where every image can become grey, over steps, and over draws."""
     eps, norm, budget = options["eps"], options["norm"], run.budget
+    random, most = run.report.settings["random"], min(budget.pgd, 50)
     grey = 0.5 if norm == "linf" else 0.5 * run.x[0].numel() ** 0.5
-    found = []
 
-    def add(curve: str, value: float, **changes: Any) -> None:
-        kept = {k: changes.pop(k) for k in ("steps", "draws") if k in changes}
-        found.append(
-            (curve, value, Attack.pgd(run.model, budget, random, options | changes, **kept))
-        )
+    def pgd(radius: float, **changes: int) -> Attack:
+        return Attack.pgd(run.model, budget, random, options | {"eps": radius}, **changes)
 
-    for radius in sorted({eps / 4, eps / 2, eps, 2 * eps, max(grey, 2 * eps)}):
-        add("ε", round(radius, 6), eps=radius, steps=min(budget.pgd, 50))
-    for steps in (5, 10, 20, 50, 100, 200):
-        if steps <= budget.pgd:
-            add("steps", steps, steps=steps)
-    for draws in (1, 5, 20) if random else ():
-        if draws <= budget.draws:
-            add("draws", draws, draws=draws, steps=min(budget.pgd, 50))
-    return found
+    radii = sorted({eps / 4, eps / 2, eps, 2 * eps, max(grey, 2 * eps)})
+    steps = [count for count in (5, 10, 20, 50, 100, 200) if count <= budget.pgd]
+    draws = [count for count in (1, 5, 20) if count <= budget.draws and random]
+    return [
+        *(("ε", round(radius, 6), pgd(radius, steps=most)) for radius in radii),
+        *(("steps", count, pgd(eps, steps=count)) for count in steps),
+        *(("draws", count, pgd(eps, steps=most, draws=count)) for count in draws),
+    ]
 
 
 def _own(
     name: str, model: nn.Module, attack: Callable[..., Tensor], options: dict[str, Any]
 ) -> Attack:
     def run(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        taken = attacks.taken(attack, options | {"index": index})
-        return attack(model, x, y, **taken)
+        return attack(model, x, y, **taken(attack, options | {"index": index}))
 
     return Attack(name, "own", run, gradients=100)
 

@@ -77,10 +77,31 @@ class Report:
     complete: bool = False
     made: dict[str, str] = field(default_factory=dict)
 
+    def counts(self, *, without: str = "") -> Tensor:
+        """Per image the most draws that were misread under one attack, int64 ``[N]``.
+
+        ``without`` names a row that is left out.
+        """
+        rows = [row.misread for row in self.rows if row.name != without]
+        return torch.tensor(rows).amax(0).clamp(min=0)
+
     def misread(self) -> Tensor:
         """Per image the largest share of misread draws so far, ``[N]``."""
-        rates = torch.tensor([row.misread for row in self.rows]).amax(0)
-        return rates.clamp(min=0).double() / self.draws
+        return self.counts().double() / self.draws
+
+    def outcomes(self, misread: Tensor | list[int]) -> Tensor:
+        """What counts of misread draws ``[N]`` mean.
+
+        bool ``[N]``, right or not; of a random model the rates of right draws, float64 ``[N]``.
+        """
+        counts = torch.as_tensor(misread)
+        return counts == 0 if self.draws == 1 else 1 - counts.double() / self.draws
+
+    def stands(self) -> dict[str, float]:
+        """Per attack, in their order, how many images stand after it: a sum of rates."""
+        counts = torch.tensor([row.misread for row in self.rows]).clamp(min=0).cummax(0).values
+        rates = 1 - counts.double() / self.draws
+        return {row.name: rate.sum().item() for row, rate in zip(self.rows, rates, strict=True)}
 
     def chosen(self) -> list[str]:
         """Per image the attack it is scored under: the first of those misread most often."""
@@ -95,14 +116,10 @@ class Report:
         """
         if row is not None:
             (found,) = (r for r in self.rows if r.name == row)
-            misread = torch.tensor(found.misread)
-            if (misread < 0).any():
+            if -1 in found.misread:
                 raise ValueError(f"row: {row!r} was not run on all images")
-        elif self.draws > 1 and self.rescored:
-            misread = torch.tensor(self.rescored)
-        else:
-            misread = torch.tensor([r.misread for r in self.rows]).amax(0).clamp(min=0)
-        return misread == 0 if self.draws == 1 else 1 - misread.double() / self.draws
+            return self.outcomes(found.misread)
+        return self.outcomes(self.rescored if self.draws > 1 and self.rescored else self.counts())
 
     @property
     def clean(self) -> Accuracy:
@@ -117,7 +134,7 @@ class Report:
     @property
     def always(self) -> Accuracy:
         """Images that were read rightly in *every* scoring draw of their worst case."""
-        return Accuracy.of(self.right() == 1 if self.draws > 1 else self.right())
+        return Accuracy.of(self.right() == 1)
 
     def minus(self, other: Report) -> Difference:
         """How many points this model is better than another on the same images, worst cases."""
@@ -126,31 +143,22 @@ class Report:
                 raise ValueError(
                     "other: expected a report on the same images, under the same attack"
                 )
-        return (
-            paired_difference(other.right().double(), self.right().double())
-            if (self.draws > 1 or other.draws > 1)
-            else paired_difference(other.right(), self.right())
-        )
+        return paired_difference(other.right(), self.right())
 
     def table(self, *, brief: bool = False) -> plots.Table:
         """Attacks, on how many images, how many are read rightly, and what stands after each.
 
         ``brief`` leaves out what each was run on and what it cost.
         """
-        rows, worst = [], torch.zeros(self.n, dtype=torch.float64)
+        rows, stands = [], self.stands()
         for name, outcome in self.alone.items():
-            right = torch.tensor(outcome) == 0
-            rows.append([f"{name}, no defense", "input" if name == "clean" else "white box"])
-            rows[-1] += [self.n, Accuracy.of(right), "–", "–", "–", "–"]
+            kind = "input" if name == "clean" else "white box"
+            right = Accuracy.of(torch.tensor(outcome) == 0)
+            rows.append([f"{name}, no defense", kind, self.n, right, "–", "–", "–", "–"])
         for row in self.rows:
-            misread = torch.tensor(row.misread)
-            rates = misread.clamp(min=0).double() / self.draws
-            worst = torch.maximum(worst, rates)
-            ran = misread >= 0
-            rate = 1 - rates[ran]
-            cells = [row.name, row.kind, int(ran.sum()), "–", Accuracy.of(1 - worst)]
-            if ran.any():
-                cells[3] = Accuracy.of(rate if self.draws > 1 else rate == 1)
+            ran = torch.tensor([count for count in row.misread if count >= 0])
+            right = Accuracy.of(self.outcomes(ran)) if len(ran) else "–"
+            cells = [row.name, row.kind, len(ran), right, Accuracy(stands[row.name], self.n)]
             memory = "–" if row.mebibytes is None else f"{row.mebibytes:.0f}"
             rows.append([*cells, f"{row.calls:.0f}", f"{row.seconds:.0f}", memory])
         if self.rescored:
@@ -191,12 +199,12 @@ class Report:
         """Accuracy over ``"ε"``, ``"steps"`` or ``"draws"``."""
         if curve not in self.curves:
             raise ValueError(f"curve: expected one of {', '.join(self.curves)}, got {curve!r}")
-        points = {float(k): Accuracy.of(self._share(v)) for k, v in self.curves[curve].items()}
+        points = {k: Accuracy.of(right) for k, right in self.points(curve).items()}
         return plots.curves({self.settings["title"]: points}, xlabel=curve)
 
-    def _share(self, misread: list[int]) -> Tensor:
-        counts = torch.tensor(misread)
-        return counts == 0 if self.draws == 1 else 1 - counts.double() / self.draws
+    def points(self, curve: str) -> dict[float, Tensor]:
+        """Outcomes at each value of a curve; none where it was not drawn."""
+        return {float(k): self.outcomes(v) for k, v in self.curves.get(curve, {}).items()}
 
     def __str__(self) -> str:
         return f"{self.summary()}\n\n{self.table()!r}"

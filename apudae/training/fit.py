@@ -19,7 +19,13 @@ from torch.optim import lr_scheduler, swa_utils
 from tqdm import TqdmWarning
 
 from ..core import processes
-from ..core.arguments import check_count, check_images, check_labels, check_number
+from ..core.arguments import (
+    check_choice,
+    check_count,
+    check_images,
+    check_labels,
+    check_number,
+)
 from ..core.calling import evaluating
 from ..core.files import write_torch
 from ..core.norms import keyed
@@ -366,13 +372,9 @@ def fit(
     check_number(ema, "ema")
     if ema >= 1:
         raise ValueError(f"ema: expected a decay below 1, got {ema!r}")
-    for value, known, what in (
-        (optimizer, [*OPTIMIZERS], "optimizer"),
-        (schedule, [*SCHEDULES], "schedule"),
-        (precision, ["auto", *PRECISIONS], "precision"),
-    ):
-        if value not in known:
-            raise ValueError(f"{what}: expected one of {', '.join(known)}, got {value!r}")
+    check_choice(optimizer, OPTIMIZERS, "optimizer")
+    check_choice(schedule, SCHEDULES, "schedule")
+    check_choice(precision, ["auto", *PRECISIONS], "precision")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model: no parameter is trainable; call model.requires_grad_(True) first")
     if isinstance(images, Tensor):

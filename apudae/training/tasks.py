@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import check_number
+from ..core.arguments import check_choice, check_number
 from ..core.calling import evaluating
 from ..core.norms import per_image
 from ..purification.diffusion import LEVELS, signal
@@ -50,8 +50,7 @@ def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> 
     check_number(high, "sigma", exclusive=True)
     if low > high:
         raise ValueError(f"sigma: expected (low, high), got {sigma}")
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    check_choice(kind, KINDS, "kind")
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         draws = {"generator": generator, "device": x.device, "dtype": x.dtype}
