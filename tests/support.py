@@ -208,11 +208,6 @@ def seed_of(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def examples(n: int) -> int:
-    """How many examples hypothesis searches: a third of them where they are the same each time."""
-    return n if RANDOM_SEEDS else n // 3
-
-
 def fresh() -> int:
     """A seed from torch's global generator, which has a known state when a test begins."""
     return int(torch.randint(2**31, ()))

@@ -133,7 +133,7 @@ def test_no_underscored_name_crosses_a_file():
         for node in ast.walk(module):
             if not isinstance(node, ast.Attribute) or not private(node.attr):
                 continue
-            # A subclass may use what its base class keeps for itself; others are not ours to rename.
+            # A subclass may use what its base class has; the others are not ours to rename.
             known = root_of(node) in ("self", "cls", "sys", "torch", "nn") or node.attr in FOREIGN
             if not known and node.attr not in mine:
                 wrong.append(f"{path}:{node.lineno} reaches for .{node.attr}")

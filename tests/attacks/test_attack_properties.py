@@ -7,7 +7,7 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import ATTACKS, RANDOM, call, examples
+from support import ATTACKS, RANDOM, call
 from torch import nn
 
 from apudae.core.norms import NORMS, length
@@ -47,7 +47,7 @@ def problems(draw):
     return name, norm, model, x, y, eps
 
 
-@settings(max_examples=examples(400), deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(problems())
 def test_ball_range_shape_type_and_no_side_effects(problem):
     name, norm, model, x, y, eps = problem
@@ -68,7 +68,7 @@ def test_ball_range_shape_type_and_no_side_effects(problem):
         assert adversarial.max() <= 1
 
 
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems(), st.data())
 def test_an_image_alone_is_attacked_as_in_its_batch(problem, data):
     """In float64: signs and comparisons amplify the rounding that batches differ in."""
@@ -83,7 +83,7 @@ def test_an_image_alone_is_attacked_as_in_its_batch(problem, data):
     torch.testing.assert_close(alone, whole[one], rtol=0, atol=1e-7)
 
 
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(NORMS),
@@ -115,7 +115,7 @@ BUDGETS = {  # what makes each of them stronger
 }
 
 
-@settings(max_examples=examples(60), deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.sampled_from(NORMS),
@@ -142,7 +142,7 @@ def test_more_of_anything_never_leaves_more_standing(seed, norm, name, early_sto
     assert standing(1.5 * eps, few) <= least + 4
 
 
-@settings(max_examples=examples(30), deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(NORMS), st.floats(0.02, 0.2))
 def test_seeing_the_gradient_is_worth_more_than_asking(seed, norm, eps):
     """White-box PGD beside as many queries of Square as it has passes."""

@@ -15,7 +15,7 @@ from apudae import attacks, data, evaluation, models, purification, training
 from apudae.attacks import as_published, autoattack
 from apudae.core import norms
 from apudae.core.scores import auc
-from apudae.experiments import imagenet
+from apudae.experiments import photographs
 
 
 def shown_in_full(name):
@@ -250,9 +250,9 @@ def test_chapter_11_shows_the_packages_squares(tmp_path):
     image = data.load("photographs").images[0]
     Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy()).save(tmp_path / "1_cat.png")
     listing = data.list_imagenet(tmp_path)
-    whole = data.read_image(listing.files[0], imagenet.SIZE)
+    whole = data.read_image(listing.files[0], photographs.SIZE)
     tiles = shown_in_full("11_imagenet.ipynb")["tiles"]
-    assert torch.equal(tiles(whole), imagenet.crops(listing))
+    assert torch.equal(tiles(whole), photographs.crops(listing).images)
 
 
 def test_chapter_12_shows_the_packages_certificate(generator):

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from apudae import data, models
 from apudae.core import files, scores
-from apudae.experiments import imagenet
+from apudae.experiments import photographs
+from apudae.experiments.colours import DIVIDED
 
 
 def test_the_shipped_weights_are_listed_and_verified():
@@ -118,8 +119,8 @@ def test_the_shipped_weights_saw_the_training_split_alone(full_data):
     try:
         train = data.load("cifar10-jpeg", "train", root=full_data, dtype=torch.uint8)
         expected["cifar10"] = files.fingerprint(train.images)
-        parts = imagenet.divide(data.list_imagenet(full_data / imagenet.FOLDER))
-        expected["imagenet"] = files.fingerprint(imagenet.crops(parts["train"]))
+        parts = photographs.divide(photographs.find(None, full_data), **DIVIDED)
+        expected["imagenet"] = files.fingerprint(photographs.crops(parts["train"]).images)
     except FileNotFoundError:
         pass  # only MNIST is at hand
     for name in models.names():
