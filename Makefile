@@ -1,5 +1,6 @@
-# make book   build the HTML            make test       lint, package, notebooks
-# make run    execute the chapters      make test-all   the same and the slow variants
+# make book   build the HTML            make check      lint and toy models: while you work
+# make run    execute the chapters      make test       lint, package, notebooks
+#                                       make test-all   the same, the slow variants, random seeds
 # make bench  time attacks, training, purification and evaluation (three quarters of an hour)
 # make repository URL=https://github.com/NAME/REPOSITORY   write the book's address wherever it stands
 PYTHON ?= python3
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 export TQDM_DISABLE := 1
 
-.PHONY: book test test-all lint run weights bench repository clean
+.PHONY: book check test test-all lint run weights bench repository clean
 .DEFAULT_GOAL := book
 
 book: $(READY)
@@ -17,17 +18,22 @@ book: $(READY)
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 # One worker for each core, one thread for each worker; a file stays with its worker, and the files
-# come in their order (else the notebook with the fewest cells, not the shortest, comes last).
+# come in their order: the notebooks, which take longest, and then the package's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+QUICK := tests/test_house.py tests/core/test_checks.py tests/core/test_norms.py \
+  tests/core/test_record.py tests/evaluation/test_evaluation.py tests/attacks/test_attacks.py \
+  tests/attacks/test_objectives.py tests/attacks/test_authors.py tests/purification/test_descent.py \
+  tests/training/test_batches.py tests/data/test_image_files.py tests/plots
 
 # The pages are built first: some tests read them in a browser.
 test: book lint
-	$(PYTEST) -m "not slow"
-	$(PYTEST) --nbval book/
+	$(PYTEST) --nbval -m "not slow" book tests
 
 test-all: book lint
-	$(PYTEST)
-	$(PYTEST) --nbval book/
+	APUDAE_RANDOM_SEEDS=1 $(PYTEST) --nbval book tests
+
+check: lint
+	$(PYTEST) -m "not slow" $(QUICK)
 
 lint: $(READY)
 	$(BIN)/ruff check .

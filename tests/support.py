@@ -262,6 +262,7 @@ def open_cache(folder: Path) -> None:
 def cached(name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
     """What ``make`` returns, made once for all processes and runs of the same code."""
     path = Path(os.environ["APUDAE_TEST_CACHE"]) / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             aside = path.with_suffix(".part")
