@@ -76,7 +76,7 @@ class Visit:
         screen = PHONE | {"deviceScaleFactor": 1, "mobile": True}
         browser.send("Emulation.setDeviceMetricsOverride", screen)
         browser.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
-        self.page.wait_for_function(f"innerWidth == {PHONE['width']}")
+        self.page.wait_for_function(f"screen.width == {PHONE['width']}")
 
     def open(self, name: str, root: Path = HTML):
         self.page.goto((root / name).as_uri(), wait_until="load")
