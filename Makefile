@@ -20,10 +20,11 @@ book: $(READY)
 # One worker for each core, one thread for each worker; a file stays with its worker, and the files
 # come in their order: the notebooks, which take longest, and then the package's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
-QUICK := tests/test_house.py tests/core/test_checks.py tests/core/test_norms.py \
-  tests/core/test_record.py tests/evaluation/test_evaluation.py tests/attacks/test_attacks.py \
-  tests/attacks/test_objectives.py tests/attacks/test_authors.py tests/purification/test_descent.py \
-  tests/training/test_batches.py tests/data/test_image_files.py tests/plots
+QUICK := tests/test_house.py tests/core/test_arguments.py tests/core/test_files.py \
+  tests/core/test_norms.py tests/core/test_record.py tests/core/test_scores.py \
+  tests/data/test_image_files.py tests/models/test_networks.py tests/plots \
+  tests/purification/test_steps.py tests/attacks/test_as_published.py \
+  tests/attacks/test_attacks.py tests/attacks/test_objective.py tests/training/test_batches.py
 
 # The pages are built first: some tests read them in a browser.
 test: book lint

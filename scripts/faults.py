@@ -2,8 +2,8 @@
 
 A test that never fails proves nothing. Each fault of the table ``FAULTS`` (or drawn at random) is
 put into a copy of the checkout in a temporary folder; there the default tier of tests runs until
-one fails: first the files of tests of the fault's room that name what was changed, then the rest of
-the room, then the rooms that import it, then the book's algorithms. What no test notices has
+one fails: first the files of tests that name the function that was changed, then the rest of its
+room, then those of the rooms that import it, then the book's algorithms. What no test notices has
 *survived*: a test is missing, or the changed program means the same.
 
     python scripts/faults.py                           all of the table, two at a time
@@ -549,10 +549,10 @@ def drawn(n: int, seed: int) -> list[Fault]:
 
 
 def surroundings(fault: Fault) -> set[str]:
-    """Names of the function, the class and the file that a fault is in, without underscores."""
+    """Names of the functions and the class that a fault is in, without underscores."""
     content = (PACKAGE / fault.file).read_bytes()
     line = content[: fault.place()].count(b"\n") + 1
-    names = {Path(fault.file).stem}
+    names = set()
     for node in ast.walk(ast.parse(content)):
         kind = isinstance(node, ast.FunctionDef | ast.ClassDef)
         if kind and node.lineno <= line <= node.end_lineno:
@@ -570,15 +570,17 @@ def unfit() -> set[str]:
 
 def order(fault: Fault) -> list[str]:
     """Files of tests, those first that will most likely notice."""
-    names = surroundings(fault)
-    found = []
-    for room in (fault.room, *ABOVE[fault.room]):
-        ranked = []
-        for path in sorted((ROOT / "tests" / room).glob("test_*.py")):
+    names, stem = surroundings(fault), Path(fault.file).stem
+    ranked = []
+    for far, room in enumerate((fault.room, *ABOVE[fault.room])):
+        for path in (ROOT / "tests" / room).glob("test_*.py"):
             text = path.read_text()
-            mentions = sum(len(re.findall(rf"\b{re.escape(name)}\b", text)) for name in names)
-            ranked.append((-mentions, path.relative_to(ROOT).as_posix()))
-        found += [name for _, name in sorted(ranked)]
+            first, then = (
+                sum(len(re.findall(rf"\b{re.escape(name)}\b", text)) for name in some)
+                for some in (names, [stem])
+            )
+            ranked.append((not first, far, -first, -then, path.relative_to(ROOT).as_posix()))
+    found = [name for *_, name in sorted(ranked)]
     return [name for name in (*found, *BOOK) if name not in unfit()]
 
 

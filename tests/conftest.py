@@ -19,7 +19,7 @@ import support
 import torch
 
 hypothesis.settings.register_profile("same each time", derandomize=True, database=None)
-if os.environ.get("APUDAE_RANDOM_SEEDS") != "1":
+if not support.RANDOM_SEEDS:
     hypothesis.settings.load_profile("same each time")
 
 

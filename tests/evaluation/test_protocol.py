@@ -90,9 +90,9 @@ def test_a_cut_inner_loop_hides_nothing(classifier, digits):
 
 def test_a_defense_that_fails_by_chance_is_scored_by_its_mean(classifier, digits, base):
     few = replace(BUDGETS["quick"], queries=50)
-    report = run(Rarely(classifier), digits, eps=0.1, curves=False, budget=few)
+    report = run(Rarely(classifier), digits.take(30), eps=0.1, curves=False, budget=few)
     assert "random forward" in names(report)
-    truth = 0.95 * base.worst.percent
+    truth = 95 * base.right()[:30].double().mean().item()
     assert abs(report.worst.percent - truth) <= 3
     assert abs(report.clean.percent - 95) <= 3
     assert report.always.percent < report.worst.percent - 5  # what "any draw" would have said

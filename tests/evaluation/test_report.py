@@ -4,15 +4,16 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import support
 import torch
-from support import SMALL, Noisy, Opaque, Quantise, names, run, shipped
+from support import SMALL, Opaque, names, run, shipped
 from torch import nn
 
 from apudae import evaluation
-from apudae.core import files, record
+from apudae.core import record
 from apudae.core.arguments import AttackWarning
 from apudae.core.scores import Accuracy
 from apudae.evaluation import BUDGETS, Budget, Report, protocol
@@ -38,8 +39,8 @@ def test_a_killed_evaluation_goes_on_where_it_was(digits, tmp_path, monkeypatch,
     dae = shipped("mnist-dae")
     purifier = Direct(dae, noise=0.2) if random else Direct(dae)
     model = Defended(shipped("mnist-cnn"), purifier)
-    few = digits.take(24)
-    options = {"eps": 0.2, "budget": SMALL, "title": "it"}
+    few = digits.take(20)
+    options = {"eps": 0.2, "budget": replace(SMALL, scoring=8), "title": "it"}
     whole = run(model, few, **options)
 
     calls, keep = [], protocol.Evaluation._keep
@@ -179,14 +180,6 @@ def test_a_records_settings_are_all_that_decides(digits, classifier, tmp_path):
     run(classifier, few, curves=False, **options)
     with pytest.raises(ValueError, match="was made with another curves"):
         run(classifier, few, curves=True, **options)
-    for one, other in (
-        (Defended(classifier, Quantise(16)), Defended(classifier, Quantise(100))),
-        (Defended(classifier, Noisy(0.1)), Defended(classifier, Noisy(0.1), draws=2)),
-        (Opaque(torch.round, classifier), Opaque(lambda x: 2 * x, classifier)),
-        (Opaque(lambda x: 3 * x, classifier), Opaque(lambda x: 2 * x, classifier)),
-    ):
-        prints = [files.model_fingerprint(m) for m in (one, one, other)]
-        assert prints[0] == prints[1] != prints[2]
 
 
 def test_a_kill_between_the_two_files_loses_one_attack_at_most(

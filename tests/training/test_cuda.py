@@ -1,4 +1,4 @@
-"""Attacks and purifiers on a GPU, hidden elsewhere: APUDAE_CUDA=1 pytest tests/test_cuda.py"""
+"""Attacks and purifiers on a GPU: APUDAE_CUDA=1 pytest tests/training/test_cuda.py"""
 
 from __future__ import annotations
 
