@@ -1,20 +1,18 @@
-"""The published defenses: exact gradients, keyed noise, and what each is known to do."""
+"""The published purifiers: exact gradients, keyed noise, and what each is known to do."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from apudae.networks import Generator, SharedAutoencoder
-from apudae.plan import BUDGETS, plan
-from apudae.projection import DefenseGAN, from_attacked, train_gan
-from apudae.reconstruction import reconstruction_error
 from torch import nn
 
-from apudae import attacks, baselines, checkpoints, data, diffusion, models, soap, training
-from apudae.purification import Adaptive, Defended, Direct
+from apudae.evaluation.attackers import BUDGETS, plan
+from apudae.models.networks import Generator, SharedAutoencoder
+from apudae.purification import Adaptive, Defended, DefenseGAN, DiffPure, Soap, diffusion
+from apudae.purification.reconstruction import reconstruction_error
+from apudae.purification.soap import RADII, Decoded
 
 
 class Smooth(nn.Module):
@@ -42,10 +40,10 @@ class Smooth(nn.Module):
 
 
 def purifiers(net):
-    smooth = soap.Soap(net, radii=(0.9,), steps=3, stepper="descent", step_size=0.2)
+    smooth = Soap(net, radii=(0.9,), steps=3, stepper="descent", step_size=0.2)
     return {
         "soap": smooth,
-        "diffusion": diffusion.DiffPure(net, level=0.3, steps=3),
+        "diffusion": DiffPure(net, level=0.3, steps=3),
         "gan": DefenseGAN(net, starts=3, steps=4, step_size=2.0),
     }
 
@@ -80,10 +78,10 @@ def test_noise_belongs_to_the_image_and_the_draw(name, generator):
 def test_soap_keeps_each_images_best_radius(generator):
     net = Smooth(generator)
     x = torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64)
-    radii, dae = (0.0, 0.1, 0.3), soap.Decoded(net)
+    radii, dae = (0.0, 0.1, 0.3), Decoded(net)
     walks = [Adaptive(dae, stepper="sign", steps=5, step_size=0.1, eps=r)(x) for r in radii]
     errors = torch.stack([reconstruction_error(dae, z) for z in walks])
-    found = soap.Soap(net, radii=radii)
+    found = Soap(net, radii=radii)
     assert torch.allclose(reconstruction_error(dae, found(x)), errors.min(0).values)
     assert torch.allclose(found(x)[2:3], found(x[2:3]))
     path = found.iterates(x)
@@ -102,7 +100,7 @@ def test_the_chain_of_levels_is_ho_et_als():
         def forward(self, z, t):
             return torch.zeros_like(z)
 
-    step = diffusion.DiffPure(Zero(), level=0.2, steps=200)._step
+    step = DiffPure(Zero(), level=0.2, steps=200)._step
     z = torch.rand(2, 1, 4, 4, dtype=torch.float64)
     here, there = (diffusion.signal(torch.tensor(t)).item() for t in (200, 199))
     beta = 1 - here / there
@@ -122,7 +120,7 @@ def test_a_diffusion_model_that_knows_one_image_finds_it(generator):
             return (z - kept.sqrt() * (2 * one - 1)) / (1 - kept).sqrt()
 
     x = torch.rand(3, 1, 4, 4, generator=generator, dtype=torch.float64)
-    found = diffusion.DiffPure(Knows(), level=0.5, steps=7)(x, torch.arange(3))
+    found = DiffPure(Knows(), level=0.5, steps=7)(x, torch.arange(3))
     assert torch.allclose(found, one.expand(3, -1, -1, -1), atol=1e-9)
 
 
@@ -139,79 +137,12 @@ def test_defense_gan_finds_what_the_generator_can_draw():
     assert errors[2] < 0.1 * errors[0]
 
 
-def test_a_gan_learns_a_mean():
-    """One Gaussian blob per image: after a while drawn images are about as bright as real ones."""
-    spread = torch.linspace(-1, 1, 28)
-    blob = torch.exp(-8 * (spread[:, None] ** 2 + spread**2))[None, None]
-    real = blob * (0.5 + 0.5 * torch.rand(500, 1, 1, 1, generator=torch.manual_seed(0)))
-    parts = models.build("mnist-generator", latent=4), models.build("mnist-critic")
-    distances = train_gan(*parts, real, steps=100, batch_size=16, critic_steps=3, lr=1e-3)
-    with torch.no_grad():
-        drawn = parts[0](torch.randn(200, 4, generator=torch.manual_seed(1)))
-    assert len(distances) == 1
-    assert (drawn.mean(0) - real.mean(0)).abs().mean() < 0.05
-
-
-def test_a_gan_goes_on_where_it_was_killed(tmp_path):
-    real = torch.rand(40, 1, 28, 28, generator=torch.manual_seed(0))
-    options = {"steps": 300, "batch_size": 2, "critic_steps": 1, "seed": 3}
-
-    def parts():
-        torch.manual_seed(5)
-        return models.build("mnist-generator", latent=2), models.build("mnist-critic")
-
-    def dies(step, distance):
-        if step == 200:
-            raise KeyboardInterrupt
-
-    whole, path = parts(), tmp_path / "gan.pt"
-    distances = train_gan(*whole, real, **options)
-    with pytest.raises(KeyboardInterrupt):
-        train_gan(*parts(), real, **options, checkpoint=path, progress=dies)
-    seen, again = [], parts()
-    go_on = {"checkpoint": path, "progress": lambda step, distance: seen.append(step)}
-    assert train_gan(*again, real, **options, **go_on) == distances
-    assert seen == [300]
-    for one, other in zip(whole, again, strict=True):
-        for key, value in one.state_dict().items():
-            assert torch.equal(value, other.state_dict()[key])
-    with pytest.raises(ValueError, match=r"gan\.pt was made with other settings; move it"):
-        train_gan(*parts(), real, **options | {"seed": 4}, checkpoint=path)
-
-
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [
-        ("mnist-soap", lambda c: soap.joint()),
-        ("mnist-magnet", lambda c: training.denoising(0.1)),
-        ("mnist-vae", lambda c: from_attacked(c, attacks.fgsm, eps=0.3)),
-        ("mnist-diffusion", lambda c: diffusion.noise_prediction),
-    ],
-)
-def test_each_is_trained_by_the_books_loop(name, task):
-    classifier = checkpoints.load("mnist-cnn")
-    few = data.load("mnist", "train").take(100 if name == "mnist-diffusion" else 300)
-    net = models.build(name)
-    history = training.fit(net, *few, task=task(classifier), epochs=8, progress=False)
-    losses = history.loss
-    assert losses[-1] < 0.9 * losses[0]
-    x = data.load("mnist", "validation").images[:4]
-    if name in ("mnist-magnet", "mnist-vae"):
-        assert Direct(net.eval())(x).shape == x.shape
-    elif name == "mnist-soap":
-        assert isinstance(net, SharedAutoencoder) and net(x).shape == (4, 10)
-        assert soap.Soap(net.eval())(x).shape == x.shape
-    else:
-        assert diffusion.DiffPure(net.eval())(x).shape == x.shape
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: soap.Soap(SharedAutoencoder(), radii=()), "radii: expected at least one"),
-        (lambda: diffusion.DiffPure(nn.Identity(), level=0.005), "level: expected 0.01 to 1"),
+        (lambda: Soap(SharedAutoencoder(), radii=()), "radii: expected at least one"),
+        (lambda: DiffPure(nn.Identity(), level=0.005), "level: expected 0.01 to 1"),
         (lambda: DefenseGAN(Generator(), starts=0), "starts"),
-        (lambda: soap.joint(-1), "sigma"),
     ],
 )
 def test_bad_options_are_named(make, message):
@@ -219,48 +150,15 @@ def test_bad_options_are_named(make, message):
         make()
 
 
-def test_every_network_is_trained_stored_and_built(tmp_path):
-    """One step each on few digits: what comes back is what was stored."""
-    few = data.load("mnist", "train").take(40)
-    classifier = checkpoints.load("mnist-cnn")
-    options = {"architecture": "mnist-cnn", "folder": tmp_path}
-    checkpoints.save("mnist-cnn", classifier, **options)
-    for name in baselines.needed():
-        if name == "mnist-generator":
-            short = {"steps": 1, "batch_size": 4, "critic_steps": 1}
-        else:
-            short = {"epochs": 1, "batch_size": 20}
-        net = baselines.train(name, few, tmp_path, progress=False, **short)
-        about = checkpoints.about(name, tmp_path)
-        assert about["training"].items() >= short.items()
-        assert about["data"]["n"] == 40
-        assert not any(p.requires_grad for p in net.parameters())
-    x = few.images[:3]
-    for name, base in baselines.BASELINES.items():
-        model = baselines.build(name, classifier, tmp_path)
-        assert model(x).shape == (3, 10)
-        assert base.retrains == (classifier not in list(model.modules()))
-    with pytest.raises(ValueError, match="name: expected one of bit depth, median"):
-        baselines.build("prayer", classifier, tmp_path)
-    with pytest.raises(ValueError, match="name: expected one of"):
-        baselines.train("prayer", few, tmp_path)
-
-
-def test_every_source_is_in_the_bibliography():
-    bib = (Path(__file__).parents[1] / "book/reference/references.bib").read_text("utf-8")
-    for base in baselines.BASELINES.values():
-        assert f"{{{base.source}," in bib
-
-
 def test_radii_beyond_the_reach_of_sign_steps_are_walked_once(generator):
     """Five steps of 0.1: 0.5 to 1 are one walk, and the result is that of all eleven."""
     net = Smooth(generator)
     x = torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64)
-    short, long = soap.Soap(net), soap.Soap(net, steps=11)
+    short, long = Soap(net), Soap(net, steps=11)
     assert [walk.eps for walk in short.walks] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert len(long.walks) == 11 and len(short.replace(stepper="descent").walks) == 11
-    dae = soap.Decoded(net)
-    every = [Adaptive(dae, stepper="sign", steps=5, step_size=0.1, eps=r)(x) for r in soap.RADII]
+    dae = Decoded(net)
+    every = [Adaptive(dae, stepper="sign", steps=5, step_size=0.1, eps=r)(x) for r in RADII]
     best = torch.stack([reconstruction_error(dae, z) for z in every]).argmin(0)
     assert torch.equal(short(x), torch.stack(every)[best, torch.arange(6)])
     assert short.widest is short.walks[-1]
@@ -283,7 +181,7 @@ def test_the_protocol_fits_its_attacks_to_the_defense(generator):
         found = plan(Defended(net, purifier), x, BUDGETS["quick"], **options)
         return {attack.name for attack in found}
 
-    walks = names(soap.Soap(net))
+    walks = names(Soap(net))
     assert {"surrogate: descent", "surrogate: smooth steps"} <= walks
     assert any(name.startswith("reconstruction-aware") for name in walks)
     nearest = names(DefenseGAN(draws))
