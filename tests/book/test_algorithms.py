@@ -21,8 +21,7 @@ from apudae.experiments import photographs
 def shown_in_full(name):
     """What a chapter's cells tagged "algorithm" define, and nothing else of the chapter."""
     imports = {"math": math, "torch": torch, "nn": nn, "F": torch.nn.functional}
-    imports |= {"attacks": attacks, "beta": beta, "norm": norm}
-    imports |= {"Defended": purification.Defended, "Direct": purification.Direct}
+    imports |= {"attacks": attacks, "purification": purification, "beta": beta, "norm": norm}
     cells = [cell for cell in code(notebook(name)) if "algorithm" in cell.metadata.get("tags", [])]
     assert cells, f"{name} shows no algorithm"
     for cell in cells:
