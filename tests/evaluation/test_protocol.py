@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import support
 import torch
-from support import Detached, Hot, Noisy, Opaque, Quantise, Rarely, names, run, shipped
-from torch import nn
+from support import Detached, Hot, Opaque, Quantise, names, run, shipped
 
 from apudae import models
 from apudae.evaluation import BUDGETS
@@ -75,54 +74,20 @@ def test_a_rounding_inside_a_model_hides_nothing(classifier, digits, base):
     assert differ(report, base) <= 2
 
 
-def test_a_cut_inner_loop_hides_nothing(classifier, digits):
-    dae = shipped("mnist-dae")
-    budget = replace(BUDGETS["quick"], pgd=20, apgd=10, queries=50)
-    options = {"eps": 0.2, "curves": False, "budget": budget}
-    digits = digits.take(30)
+@pytest.mark.parametrize(
+    ("n", "budget"),
+    [
+        (24, {"pgd": 20, "apgd": 20, "queries": 50}),
+        pytest.param(70, {"queries": 100}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_cut_inner_loop_hides_nothing(n, budget, classifier):
+    """Two images may stand that an attack through the loop fells."""
+    dae, digits = shipped("mnist-dae"), support.digits(n)
+    options = {"eps": 0.2, "curves": False, "budget": replace(BUDGETS["quick"], **budget)}
     honest = Adaptive(dae, stepper="descent", steps=3, step_size=0.05)
     truth = run(Defended(classifier, honest), digits, **options)
     assert truth.findings == []
     report = run(Defended(classifier, Detached(dae, 3, 0.05)), digits, **options)
     assert {"zero gradients", "unseen optimisation"} <= names(report)
-    assert differ(report, truth) <= 1
-
-
-def test_a_defense_that_fails_by_chance_is_scored_by_its_mean(classifier, digits, base):
-    few = replace(BUDGETS["quick"], queries=50)
-    report = run(Rarely(classifier), digits.take(30), eps=0.1, curves=False, budget=few)
-    assert "random forward" in names(report)
-    truth = 95 * base.right()[:30].double().mean().item()
-    assert abs(report.worst.percent - truth) <= 3
-    assert abs(report.clean.percent - 95) <= 3
-    assert report.always.percent < report.worst.percent - 5  # what "any draw" would have said
-
-
-class Stripe(nn.Module):
-    """Two classes, linear in the pixels."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, x):
-        score = (x - 0.5).flatten(1) @ self.weight
-        return torch.stack([-score, score], 1)
-
-
-def test_noise_on_a_linear_model_against_the_exact_answer():
-    """The best attack moves every pixel by ε; then the score is normal."""
-    generator = torch.Generator().manual_seed(3)
-    weight, eps, sigma = torch.randn(36, generator=generator), 0.05, 0.2
-    x = 0.2 + 0.6 * torch.rand(200, 1, 6, 6, generator=generator)
-    score = (x - 0.5).flatten(1) @ weight
-    y = (score > 0).long()
-    left = score.abs() - eps * weight.abs().sum()
-    rates = torch.special.ndtr(left / (sigma * weight.norm()))
-    truth = 100 * rates.mean().item()
-    model = Defended(Stripe(weight), Noisy(sigma))
-    report = run(model, (x, y), eps=eps)
-    assert "random forward" in names(report)
-    assert 20 < truth < 80 and abs(report.worst.percent - truth) <= 3
-    assert {"one known draw", "APGD-margin"} <= {row.name for row in report.rows}
-    assert set(report.curves) == {"ε", "steps", "draws"}
+    assert abs(report.worst.correct - truth.worst.correct) <= 2
