@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from support import Linear, SmoothDAE
+from support import Linear
 from torch import nn
 
 from apudae import models
@@ -34,10 +34,6 @@ def linear():
     return Linear((1, 4, 4), 3, seeded(1)).eval().requires_grad_(False)
 
 
-def smooth_dae():
-    return SmoothDAE(seeded(2)).eval().requires_grad_(False)
-
-
 def stripes(n, seed, dtype=torch.float32):
     """Faintly coloured stripes of 8 × 8: class k has one of three colours at one of four places."""
     labels = torch.arange(n) % 10
@@ -46,6 +42,13 @@ def stripes(n, seed, dtype=torch.float32):
         image[label % 3, :, 2 * (label // 3) % 8] += 0.15
     pixels = (255 * images.clamp(0, 1)).round().to(torch.uint8)
     return Split(pixels if dtype == torch.uint8 else pixels.float() / 255, labels)
+
+
+class Blur(nn.Module):
+    """An autoencoder that mixes each pixel with its neighbours: most images are read as before."""
+
+    def forward(self, x):
+        return 0.5 * x + 0.25 * (x.roll(1, 3) + x.roll(-1, 3))
 
 
 class Cut(nn.Module):
