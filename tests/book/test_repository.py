@@ -84,7 +84,7 @@ def test_one_command_writes_it_everywhere(copy):
 
 def test_a_file_that_was_forgotten_is_found(copy):
     path = copy / "book" / CHAPTERS[3].name
-    path.write_text(path.read_text().replace("v0.1.0", "main", 1))
+    path.write_text(path.read_text().replace(script().release(), "main", 1))
     assert len(disagreements(copy)) == 1
 
 

@@ -485,7 +485,7 @@ from apudae import data, models
 from apudae.purification import Adaptive, reconstruction_error
 torch.set_num_threads(1)
 dae = models.load("mnist-dae")
-x = data.load("mnist", "train").images[:96]
+x = data.load("mnist", "train").images[:64]
 def peak():  # KiB; ru_maxrss would start at the peak of the process that started this one
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
