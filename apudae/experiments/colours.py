@@ -220,10 +220,14 @@ class Plan:
             return transformed(classifier(place), name, options | changes, place)
 
         uses = {"direct": "", **{adaptively(k): k for k in self.variants}, DEFAULT: "probabilistic"}
+        needed = (*weights, self.dae)
         return {
             "no defense": Defense(classifier, weights),
-            **{k: Defense(partial(used, k, v), (*weights, self.dae)) for k, v in uses.items()},
-            **{k: Defense(partial(made, k), (*weights, self.dae)) for k in TRANSFORMS},
+            **{k: Defense(partial(used, k, v), needed) for k, v in uses.items()},
+            **{
+                k: replace(defenses.PUBLISHED[k], make=partial(made, k), weights=needed, options={})
+                for k in TRANSFORMS
+            },
         }
 
 

@@ -197,5 +197,5 @@ PURIFIER = {
     "purifier, small": before(Direct, _NAME, classifier="mnist-small"),
     "mlp": alone("mnist-mlp"),
     "purifier, mlp": before(Direct, _NAME, classifier="mnist-mlp"),
-    "adversarial training": alone("mnist-adversarial", retrained=True),
+    "adversarial training": PUBLISHED["adversarial training"],
 }

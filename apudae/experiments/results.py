@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.record import Row, unpack
+from ..core.record import Row, load, unpack
 from ..core.scores import Accuracy, Difference, paired_difference
 from ..evaluation import BUDGETS, Report
 from ..plots import SortableTable
@@ -94,9 +94,8 @@ class Results:
     """
 
     def __init__(self, study: Study, place: Place, profile: str = "full") -> None:
-        self.study, record = study.at(place), place.record(study.record(profile))
-        if not record:
-            raise ValueError(f"there is no record {study.record(profile)!r} in {place.results}")
+        self.study = study.at(place)
+        record = load(study.record(profile), place.results)
         self.rows: list[Row] = record["rows"]
         self._row = {tuple(row[k] for k in KEYS): row for row in self.rows}
         self.ms: dict[str, float] = record["ms_per_image"]
@@ -188,7 +187,9 @@ class Results:
     def stands(self, name: str, eps: float) -> dict[str, float]:
         """Per attack of the protocol, in its order, the share in % that stands after it."""
         report = self.reports.get((name, eps))
-        row = {"stands": report.stands(), "n": report.n} if report else self._get(name, eps)
+        if report:
+            return {attack: 100 * (left / report.n) for attack, left in report.stands().items()}
+        row = self._get(name, eps)
         return {attack: 100 * left / row["n"] for attack, left in row["stands"].items()}
 
     def table(self, eps: float, *, relative: bool = False) -> SortableTable:
