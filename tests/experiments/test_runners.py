@@ -777,6 +777,12 @@ def test_a_ladder_is_stored_rung_by_rung_and_goes_on(tmp_path):
     assert set(ladder.outcomes("direct", 0.1, place)) == common
     assert set(ladder.outcomes("adaptive", 0.1, place)) == common | stand_ins
     (x, y), model = dots(20), Defended(linear(), Direct(Blur()))
+    rungs = ladder.rungs(model, x, 0.1)
+    assert rungs["full gradient"] is model and rungs["classifier alone"] is model.classifier
+    kinds = {"BPDA": attacks.BPDA, "BPDA, averaged": attacks.Averaged}
+    kinds |= {"aware, λ = 0.1": attacks.ReconstructionAware}
+    kinds |= {"classifier, judged by the defense": attacks.Surrogate}
+    assert all(type(rungs[name]) is kind for name, kind in kinds.items())
     hit = attacks.pgd(model, x, y, eps=0.1, steps=2, early_stop=True)
     found = ladder.outcomes("direct", 0.1, place)
     assert torch.equal(found["full gradient, PGD"], scores.outcomes(model, hit, y))
