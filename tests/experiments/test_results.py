@@ -68,11 +68,11 @@ def test_rows_are_read_as_they_were_written(read):
 
 
 def test_what_has_not_been_made_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no record 'mnist_quick' in .*results"):
+    with pytest.raises(ValueError, match=r"unknown record 'mnist_quick' in .*; known: .*mnist_tuning"):
         results("mnist", "quick")
     with pytest.raises(ValueError, match=r"name: expected one of mnist, cifar10, .*got 'x'"):
         results("x")
-    with pytest.raises(ValueError, match="there is no record 'cifar10'"):
+    with pytest.raises(ValueError, match=r"unknown record 'cifar10' in .*; known: none"):
         results("cifar10", place=Place(results=tmp_path))
     with pytest.raises(ValueError, match=r"name: expected one of cifar10, .*got 'x'"):
         experiments.record("x")
