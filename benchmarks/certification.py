@@ -2,7 +2,7 @@
 
     python benchmarks/certification.py [--quick] [--device cuda]        or: make bench
 
-Draws per second of :func:`apudae.certification.certify` on MNIST with the denoiser before the
+Draws per second of :func:`apudae.evaluation.certify` on MNIST with the denoiser before the
 classifier, beside as many forward passes of the same batches of noise that is already there. And
 how long 100 digits with 10,000 draws each would take at that pace.
 """

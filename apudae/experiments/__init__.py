@@ -1,17 +1,21 @@
 """The recorded studies: what was trained, chosen, compared and certified, and what came out.
 
-What a chapter reads:
+What came out:
 
-- :func:`results`: what a comparison of defenses has found: tables, pairs, checks
+- :func:`results`: a comparison of defenses as :class:`Results`: tables, pairs, checks; its rows are
+  :data:`CLEAN`, :data:`CW`, :data:`STRONG` (the protocol) and weak attacks
 - :func:`claims`: the paper's claims with verdicts
-- :func:`record`, :func:`names`: records as they are; :func:`best`, :func:`outcomes`: their rows
-- :func:`verdict`: the report of a defense under the whole protocol
-- :func:`ladder`: what attackers who know more and more have left
+- :func:`verdict`, :func:`ladder`: a defense under the protocol, or under attackers who know more
+- :func:`record`, :func:`names`: records as they are, in the folder :data:`RESULTS`
+- :func:`best`, :func:`outcomes`, :func:`outdated`: of their rows; :func:`setting`, :func:`passes`:
+  of a variant's options
 - :func:`defenses`, :func:`build`: the defenses of a study, images -> logits
-- :data:`CERTIFIED`: certificates and the attacks on them
-- :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`: the tables themselves
 
-What runs a study of your own: :class:`Study`, :class:`Profile`, :class:`Defense`, :class:`Place`.
+The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`CERTIFIED`, :data:`SETS`.
+
+For a study of your own: a :class:`Study` with :class:`Defense` and :class:`Profile`, run at a
+:class:`Place`; and its networks by :class:`Recipe`, a :class:`Verdict`, a :class:`Ladder`,
+:class:`Certified`.
 """
 
 from torch import Tensor, nn
