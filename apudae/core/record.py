@@ -102,8 +102,8 @@ class Record:
         self.rows.append(row)
         told = " | ".join(f"{k:g}" if isinstance(k, float) else str(k) for k in key)
         count = f"{row['correct']} of {row['n']}, " if {"correct", "n"} <= row.keys() else ""
-        print(f"{told}: {count}{seconds:g} s", flush=True)
         self.save()
+        print(f"{told}: {count}{seconds:g} s", flush=True)
         return row
 
     def save(self, *, at_most_every: float = 0.0, **more: Any) -> None:

@@ -31,7 +31,7 @@ from .defenses import Defense
 from .digits import CERTIFIED, LADDER, VARIANTS, passes, setting
 from .place import RESULTS, Place
 from .recipes import Recipe
-from .results import Results, results, studies
+from .results import Results, find, results, studies
 from .verdicts import Certified, Ladder, Verdict
 
 __all__ = [
@@ -90,7 +90,7 @@ def record(name: str) -> Row:
 
 def defenses(study: str) -> dict[str, nn.Module]:
     """The defenses of a study whose weights are there, images -> logits, by name."""
-    return STUDIES[study].build(Place())
+    return find(study, Place()).build(Place())
 
 
 def build(study: str, defense: str, **changes: object) -> nn.Module:
@@ -99,7 +99,7 @@ def build(study: str, defense: str, **changes: object) -> nn.Module:
     Raises:
         ValueError: the study has no such defense; the known ones are listed.
     """
-    known = STUDIES[study].defenses
+    known = find(study, Place()).defenses
     if defense not in known:
         raise ValueError(f"defense: expected one of {', '.join(known)}, got {defense!r}")
     return known[defense].build(Place(), **changes)
@@ -107,7 +107,8 @@ def build(study: str, defense: str, **changes: object) -> nn.Module:
 
 def verdict(study: str, defense: str, eps: float) -> Report | None:
     """The report of a defense under the whole protocol; None where there is none yet."""
-    rows = (row for row in STUDIES[study].verdicts if (row.defense, row.eps) == (defense, eps))
+    verdicts = find(study, Place()).verdicts
+    rows = (row for row in verdicts if (row.defense, row.eps) == (defense, eps))
     return next((row.load(Place()) for row in rows), None)
 
 

@@ -95,6 +95,9 @@ def cifar10(place: Place, asked: Request) -> None:
     study, plan = colours.cifar10(asked.data), colours.cifar10_plan(asked.data)
     colours.take_along(study.choice, plan, place)
     if asked.profile != "quick":
+        made = colours.chosen_set(place)
+        if study.choice.chosen(place) and made != asked.data:
+            raise ValueError(f"{study.choice.record}.json was made with {made}; name other folders")
         train = partial(plan.train, place)
         train_missing(recipes.CIFAR10, train, place)
         study.choice.run(place)

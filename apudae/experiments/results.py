@@ -63,6 +63,18 @@ def studies(place: Place) -> dict[str, Study]:
     return {study.name: study for study in rows}
 
 
+def find(name: str, place: Place) -> Study:
+    """A study by name.
+
+    Raises:
+        ValueError: there is none; the known ones are listed.
+    """
+    known = studies(place)
+    if name not in known:
+        raise ValueError(f"study: expected one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
 def results(name: str, profile: str = "full", place: Place | None = None) -> Results:
     """What a study has found.
 
@@ -75,10 +87,7 @@ def results(name: str, profile: str = "full", place: Place | None = None) -> Res
         ValueError: it has not been made, or there is no such study.
     """
     place = place or Place()
-    known = studies(place)
-    if name not in known:
-        raise ValueError(f"name: expected one of {', '.join(known)}, got {name!r}")
-    return Results(known[name], place, profile)
+    return Results(find(name, place), place, profile)
 
 
 class Results:

@@ -70,7 +70,7 @@ def test_rows_are_read_as_they_were_written(read):
 def test_what_has_not_been_made_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"unknown record .mnist_quick. in .*; known: .*mnist"):
         results("mnist", "quick")
-    with pytest.raises(ValueError, match=r"name: expected one of mnist, cifar10, .*got 'x'"):
+    with pytest.raises(ValueError, match=r"study: expected one of mnist, cifar10, .*got 'x'"):
         results("x")
     with pytest.raises(ValueError, match=r"unknown record 'cifar10' in .*; known: none"):
         results("cifar10", place=Place(results=tmp_path))

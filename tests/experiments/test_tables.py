@@ -347,6 +347,18 @@ def test_the_originals_do_not_go_on_with_the_copys_record(nowhere):
         choice.run(nowhere)
 
 
+def test_the_command_says_so_before_it_looks_for_the_originals(tmp_path):
+    here = Place(tmp_path, work=tmp_path)
+    with pytest.raises(ValueError, match=r"cifar10_selection\.json was made with cifar10-jpeg"):
+        COMMANDS["cifar10"].run(here, Request(data="cifar10"))
+
+
+@pytest.mark.parametrize("ask", [experiments.defenses, lambda name: experiments.build(name, "x")])
+def test_an_unknown_study_is_answered_with_those_that_there_are(ask):
+    with pytest.raises(ValueError, match=r"study: expected one of mnist, cifar10, .*got 'cifar'"):
+        ask("cifar")
+
+
 def test_the_shipped_choice_comes_along_with_the_weights_it_was_made_for(tmp_path):
     place = place_with(tmp_path, "cifar10-dae")
     choice, plan = colours.cifar10_choice(), colours.cifar10_plan()
