@@ -100,10 +100,10 @@ class Record:
         made = provenance(self.device)
         row |= {"seconds": seconds} | {k: made[k] for k in ("apudae", "torch", "device", "date")}
         self.rows.append(row)
-        told = " | ".join(f"{k:g}" if isinstance(k, float) else str(k) for k in key)
+        shown = " | ".join(f"{k:g}" if isinstance(k, float) else str(k) for k in key)
         count = f"{row['correct']} of {row['n']}, " if {"correct", "n"} <= row.keys() else ""
         self.save()
-        print(f"{told}: {count}{seconds:g} s", flush=True)
+        print(f"{shown}: {count}{seconds:g} s", flush=True)
         return row
 
     def save(self, *, at_most_every: float = 0.0, **more: Any) -> None:

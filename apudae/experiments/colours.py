@@ -52,6 +52,8 @@ CLASSIFIERS = (
     "resnet50",
 )  # settings of photographs are chosen round the first
 NET, DAE = "cifar10-resnet", "cifar10-dae"
+# What a network that is only tried is called in a row, and how it is used.
+TRIED = {"tried, direct": "direct", "tried, adaptive": "simple"}
 DEFAULT = "adaptive, default"  # the authors' variant at the authors' steps
 # Published defenses that need no network of their own, and the options that are tried.
 TRANSFORMS: dict[str, tuple[type[nn.Module], tuple[Options, ...]]] = {
@@ -117,17 +119,17 @@ class Plan:
             return Defended(net, purifier)
 
         def networks(sigma: float, depth: int) -> Iterator[Trial]:
-            name, recipe = f"{self.dae}-{depth}-{sigma:g}", self.recipe(sigma, depth, self.brief)
-            for told, use in (("tried, direct", "direct"), ("tried, adaptive", "simple")):
+            file, recipe = f"{self.dae}-{depth}-{sigma:g}", self.recipe(sigma, depth, self.brief)
+            for name, use in TRIED.items():
 
                 def make(use: str = use) -> nn.Module:
-                    dae = recipes.tried(name, recipe, train, place)
+                    dae = recipes.tried(file, recipe, train, place)
                     return purified(dae, (0.0, 1.0, 0), use)
 
-                yield Trial(told, {"depth": depth, "sigma": sigma}, make)
+                yield Trial(name, {"depth": depth, "sigma": sigma}, make)
 
         def of(**options: Any) -> list[Row]:
-            return [r for r in record.rows if r["options"] == options and "tried" in r["defense"]]
+            return [r for r in record.rows if r["defense"] in TRIED and r["options"] == options]
 
         depth = self.depths[0]
         for sigma in self.sigmas:

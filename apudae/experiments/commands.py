@@ -52,6 +52,7 @@ class Command:
         weights: names of the networks it makes.
         rows: tables whose records it fills.
         gpu: whether it is meant for a GPU.
+        either: whether it works on either set of CIFAR-10.
     """
 
     help: str
@@ -59,6 +60,7 @@ class Command:
     weights: tuple[str, ...] = ()
     rows: tuple[Choice | Verdict | Ladder | Certified | Study, ...] = ()
     gpu: bool = False
+    either: bool = False
 
 
 def mnist_weights(place: Place, asked: Request) -> None:
@@ -166,6 +168,7 @@ COMMANDS = {
         cifar10,
         (*recipes.CIFAR10, *recipes.CIFAR10_TRAINED, colours.DAE),
         (colours.cifar10_choice(), colours.cifar10()),
+        either=True,
     ),
     "imagenet": Command(
         "the same for photographs, around a pretrained classifier (some hours)",
@@ -191,6 +194,7 @@ COMMANDS = {
         tuple(colours.certified().recipes()),
         (colours.certified(),),
         gpu=True,
+        either=True,
     ),
     "cifar10-purifier": Command(
         "the purifier for colour images, and its verdict; for a GPU",
@@ -198,6 +202,7 @@ COMMANDS = {
         tuple(recipes.CIFAR10_PURIFIER),
         (colours.purifier_verdict(),),
         gpu=True,
+        either=True,
     ),
 }
 
@@ -206,20 +211,24 @@ def status(place: Place) -> list[tuple[str, str, str]]:
     """What there is and what is missing: kind, name, and state or the command to run."""
     found, images = [], colours.chosen_set(place)
     for name, command in COMMANDS.items():
-        other = name.startswith("cifar10") and images != colours.SETS[0]
-        run = f"{PROGRAM} {name}{f' --data {images}' if other else ''}"
+        run = f"{PROGRAM} {name}"
+        if command.either and images != colours.SETS[0]:
+            run += f" --data {images}"
         gpu = ", on a GPU" if command.gpu else ""
         for net in command.weights:
             state = "there" if place.has(net) else f"missing: {run}{gpu}"
             found.append(("weights", net, state))
         for row in command.rows:
-            if isinstance(row, Study):
-                for profile in row.profiles:
-                    left, record = row.missing(place, profile), row.record(profile)
-                    found.append(("record", record, _state(place, record, left, run + gpu)))
-            else:
+            if not isinstance(row, Study):
                 state = _state(place, row.record, row.missing(place), run + gpu)
                 found.append(("record", row.record, state))
+                continue
+            for profile in row.profiles:
+                record, left = row.record(profile), row.missing(place, profile)
+                state = _state(place, record, left, run + gpu)
+                if left and profile == "quick":
+                    state = f"not made: {run} --profile quick; a small one of your own"
+                found.append(("record", record, state))
     return found
 
 
@@ -229,8 +238,6 @@ def _state(place: Place, record: str, left: list, run: str) -> str:
     if not left:
         older = ", older: others may come out now" if outdated(made) else ""
         return f"there, {made['device']}, by version {maker(made)}{older}"
-    if record.endswith("_quick"):
-        return f"not made: {run} --profile quick; a small one of your own"
     rows = [key[0] for key in left if isinstance(key, tuple)]
     few = f" ({len(rows)} rows to go: {', '.join(dict.fromkeys(rows))})" if rows and made else ""
     return f"{'begun; goes on with' if made else 'missing:'} {run}{few}"

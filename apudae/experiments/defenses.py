@@ -78,7 +78,7 @@ def before(
     purifier: Callable[..., nn.Module],
     *networks: str,
     classifier: str = "mnist-cnn",
-    told: tuple[str, str, tuple[str, float]] | None = None,
+    paper: tuple[str, str, tuple[str, float]] | None = None,
     **options: Any,
 ) -> Defense:
     """A classifier behind ``purifier(*networks, **options)``.
@@ -87,7 +87,7 @@ def before(
         purifier: from networks and options, images -> images.
         networks: names of their weights.
         classifier: name of its weights.
-        told: what it does, source, and what it was made for: see :class:`Defense`.
+        paper: what it does, source, and what it was made for: see :class:`Defense`.
         options: its settings.
     """
 
@@ -95,7 +95,7 @@ def before(
         made = purifier(*map(place.model, networks), **settings).to(place.device)
         return Defended(place.model(classifier), made)
 
-    return Defense(make, (classifier, *networks), options, *(told or ()))
+    return Defense(make, (classifier, *networks), options, *(paper or ()))
 
 
 def adaptive(settings: Callable[[Place], Options]) -> Defense:
@@ -137,28 +137,28 @@ _SOAP = "sign steps on the error of a decoder that shares the classifier's encod
 PUBLISHED = {
     "bit depth": before(
         BitDepth,
-        told=("rounds every pixel to black or white", "xu2018", ("FGSM", 0.3)),
+        paper=("rounds every pixel to black or white", "xu2018", ("FGSM", 0.3)),
         bits=1,
     ),
     "median": before(
-        Median, told=("median of neighbouring pixels", "xu2018", ("C&W", 0.0)), size=2
+        Median, paper=("median of neighbouring pixels", "xu2018", ("C&W", 0.0)), size=2
     ),
-    "jpeg": before(JPEG, told=("lossy compression", "guo2018", ("C&W", 0.0)), quality=10),
+    "jpeg": before(JPEG, paper=("lossy compression", "guo2018", ("C&W", 0.0)), quality=10),
     "resize and pad": before(
         ResizePad,
-        told=("shrinks at random, and moves", "xie2018", ("C&W", 0.0)),
+        paper=("shrinks at random, and moves", "xie2018", ("C&W", 0.0)),
         smallest=0.8,
     ),
     "magnet": before(
         Direct,
         "mnist-magnet",
-        told=("autoencoder trained on slight noise", "meng2017", ("C&W", 0.0)),
+        paper=("autoencoder trained on slight noise", "meng2017", ("C&W", 0.0)),
     ),
-    "defense-vae": before(Direct, "mnist-vae", told=(_VAE, "li2019", ("FGSM", 0.3))),
+    "defense-vae": before(Direct, "mnist-vae", paper=(_VAE, "li2019", ("FGSM", 0.3))),
     "defense-gan": before(
         DefenseGAN,
         "mnist-generator",
-        told=("nearest image that a generator can draw", "samangouei2018", ("FGSM", 0.3)),
+        paper=("nearest image that a generator can draw", "samangouei2018", ("FGSM", 0.3)),
         **{"starts": 1, "steps": 60, "step_size": 30.0},
     ),
     "soap": Defense(
@@ -171,7 +171,7 @@ PUBLISHED = {
     "diffpure": before(
         DiffPure,
         "mnist-diffusion",
-        told=("noise, and a diffusion model takes it off", "nie2022", ("PGD", 0.3)),
+        paper=("noise, and a diffusion model takes it off", "nie2022", ("PGD", 0.3)),
         **{"level": 0.2, "steps": 5},
     ),
     "adversarial training": alone(
