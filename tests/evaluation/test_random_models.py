@@ -59,3 +59,26 @@ def test_a_known_draw_is_scored_by_itself():
     (row,) = (r for r in report.rows if r.name == "one known draw")
     assert len(row.fixed) == 20 and set(row.fixed) <= {0, 1} and row.kind == "ablation"
     assert "its randomness fixed, and known to the attacker" in report.summary()
+
+
+class FailsFirst(nn.Module):
+    """Wrong in the first so many draws, which the protocol chooses on, and right in all others."""
+
+    random = True
+
+    def __init__(self, model, draws):
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x, index=None, draw=0):
+        logits = self.model(x)
+        return logits.flip(1) if draw < self.draws else logits
+
+
+def test_the_draws_that_count_are_not_those_that_chose_the_attack():
+    x = torch.cat([torch.full((10, 1, 4, 4), 0.1), torch.full((10, 1, 4, 4), 0.9)])
+    y = (x[:, 0, 0, 0] > 0.5).long()
+    model = FailsFirst(Stripe(torch.ones(16)), SMALL.scoring)
+    report = run(model, (x, y), eps=0.01, budget=SMALL, curves=False)
+    assert report.clean.percent == 0  # on the draws that choose
+    assert report.worst.percent == 100  # on as many fresh ones
