@@ -125,6 +125,12 @@ class Broken(nn.Module):
         return logits
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(2, dtype=torch.int64), torch.zeros(3)])
+def test_labels_that_are_not_one_whole_number_per_image_are_named(labels):
+    with pytest.raises(ValueError, match=r"^y: expected (3|int64) labels"):
+        outcomes(Fixed(), torch.zeros(3, 1, 1, 1), labels)
+
+
 def test_nan_logits_and_foreign_labels_are_refused():
     x, y = torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
     with pytest.raises(ValueError, match="model: NaN logits for 3 of 6 images"):

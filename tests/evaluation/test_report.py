@@ -268,3 +268,9 @@ def test_what_cannot_be_measured_is_refused(digits, classifier):
     near, far = (run(classifier, few, **options | {"eps": eps}) for eps in (0.1, 0.2))
     with pytest.raises(ValueError, match="under the same attack"):
         near.minus(far)
+
+
+def test_a_label_without_a_class_is_found_behind_the_first_look_too(classifier):
+    x, y = support.digits(60)
+    with pytest.raises(ValueError, match=r"y: expected labels in 0 \.\. 9, got 0 \.\. 10"):
+        run(classifier, (x, torch.where(torch.arange(60) == 55, 10, y)), eps=0.1, budget=SMALL)

@@ -51,6 +51,15 @@ def read(tmp_path):
     return of
 
 
+def test_a_table_counts_all_images_unless_it_is_asked_for_the_relative(read):
+    found = read(three())
+    for table in (found.table(0.3), found.weak(0.3)):
+        place = table.header.index("clean")
+        assert table.rows[0][place] == str(found.accuracy("no defense", "clean"))
+    relative = found.table(0.3, relative=True)
+    assert relative.rows[0][1] == str(found.relative("no defense", "clean")) == str(Accuracy(7, 7))
+
+
 def test_rows_are_read_as_they_were_written(read):
     found = read(three())
     assert found.names() == list(DEFENSES)
