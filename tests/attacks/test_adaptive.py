@@ -272,6 +272,20 @@ def test_smooth_stand_ins(parts, images, options, kinds):
         assert 0.2 < ratio < 5
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: 2 * x, r"x: expected values in \[0, 1\]"),
+        (lambda x: x[:0], "number of images: expected an integer >= 1, got 0"),
+        (lambda x: x[0], "x: expected 4 dimensions"),
+    ],
+)
+def test_stand_ins_are_scaled_by_images_alone(parts, change, told):
+    purifier = Adaptive(parts[1].float(), steps=1)
+    with pytest.raises(ValueError, match=told):
+        smooth(purifier, change(torch.full((2, 1, 4, 4), 0.9)))
+
+
 def test_a_smooth_stand_in_ends_where_adam_does_and_its_gradient_tells():
     classifier, dae = shipped("mnist-cnn"), shipped("mnist-dae")
     x, y = data.load("mnist", "validation").take(60)
