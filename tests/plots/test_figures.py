@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from apudae import plots
 from apudae.core.scores import Accuracy
@@ -84,3 +85,20 @@ def test_certified_curves_have_attacks_beside_them():
         [0.5, 80.0]
     ]
     assert is_png(figure)
+
+
+def test_a_walk_shows_the_map_the_image_and_which_class_is_the_true_one():
+    figure = plots.walk(
+        torch.tensor([[0, 0, 2], [0, 2, 2], [2, 2, 2]]),
+        extent=1.5,
+        path=torch.tensor([[0.0, 0.0], [0.5, 0.5]]),
+        image=torch.zeros(1, 1, 4, 4),
+        chances=torch.tensor([0.2, 0.1, 0.7]),
+        label=0,
+    )
+    chart, digit, bars = figure.axes
+    assert sorted(text.get_text() for text in chart.texts) == ["0", "2"]
+    assert digit.get_xlabel() == "reads 2 ✗"
+    assert [tick.get_text() for tick in bars.get_yticklabels()] == ["0 (true)", "1", "2"]
+    first, *others = (patch.get_facecolor() for patch in bars.patches)
+    assert others[0] == others[1] != first
