@@ -187,3 +187,9 @@ def test_areas_at_the_ends_and_of_too_few():
     assert none.percent == none.low == 0 < none.high
     with pytest.raises(ValueError, match="number of attacked scores: expected an integer >= 2"):
         auc(low, high[:1])
+
+
+def test_two_rates_have_a_spread_too():
+    """Student's quantile for one degree of freedom reaches from end to end."""
+    found = paired_difference(torch.zeros(2).double(), torch.tensor([0.2, 0.6]).double())
+    assert found.points == pytest.approx(40) and (found.low, found.high) == (-100, 100)

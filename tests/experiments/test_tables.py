@@ -580,3 +580,11 @@ def test_every_weak_attack_can_be_called_as_the_runner_does():
         for weak in study.attacks.values():
             taken = attacks.taken(weak, {"eps": 0.1, "index": torch.arange(2)})
             assert "eps" in taken
+
+
+def test_the_originals_are_meant_unless_the_copy_is_named():
+    for row in (colours.certified(), colours.certified(SETS[0])):
+        assert row.about_data == {"name": "CIFAR-10"}
+    assert colours.certified(SETS[1]).about_data == {"name": "CIFAR-10 (JPEG copy)"}
+    assert colours.cifar10().about_data["name"] == "CIFAR-10"
+    assert colours.purifier_verdict().title == "purifier, CIFAR-10"

@@ -102,3 +102,10 @@ def test_a_walk_shows_the_map_the_image_and_which_class_is_the_true_one():
     assert [tick.get_text() for tick in bars.get_yticklabels()] == ["0 (true)", "1", "2"]
     first, *others = (patch.get_facecolor() for patch in bars.patches)
     assert others[0] == others[1] != first
+
+
+def test_a_path_on_the_square_has_its_start_and_its_end_marked():
+    path = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    (ax,) = plots.field(torch.ones(4, 4), paths={"way": path}).axes
+    marked = {line.get_marker(): line.get_xydata()[-1].tolist() for line in ax.lines}
+    assert marked["+"] == pytest.approx([0.1, 0.2]) and marked["s"] == pytest.approx([0.5, 0.6])
