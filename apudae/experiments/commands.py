@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..core.record import maker, outdated
-from . import colours, digits, recipes
+from . import colours, digits, plans, recipes
 from .choose import Choice
 from .compare import Study
 from .place import Place
@@ -95,7 +95,7 @@ def mnist_purifier(place: Place, asked: Request) -> None:
 def cifar10(place: Place, asked: Request) -> None:
     """Networks, choice and comparison on either set."""
     study, plan = colours.cifar10(asked.data), colours.cifar10_plan(asked.data)
-    colours.take_along(study.choice, plan, place)
+    plans.take_along(study.choice, plan, place)
     if asked.profile != "quick":
         made = colours.chosen_set(place)
         if study.choice.chosen(place) and made != asked.data:
@@ -110,7 +110,7 @@ def cifar10(place: Place, asked: Request) -> None:
 def imagenet(place: Place, asked: Request) -> None:
     """DAEs, choice and comparison on a folder of photographs."""
     study, plan = colours.imagenet(asked.folder, asked.classifier), colours.imagenet_plan()
-    colours.take_along(study.choice, plan, place)
+    plans.take_along(study.choice, plan, place)
     if asked.profile != "quick" and study.choice.missing(place):
         colours.imagenet_choice(asked.folder, place).run(place)
     study.run(place, asked.profile, asked.only)

@@ -36,6 +36,7 @@ from apudae.experiments import (
     colours,
     commands,
     digits,
+    plans,
     recipes,
 )
 from apudae.experiments.choose import Choice, Trial, best, gains, outcomes
@@ -563,7 +564,7 @@ def coloured():
     choice = replace(choice, steps=2)
     whole = colours.cifar10("cifar10-jpeg")
     trained = whole.defenses["adversarial training"]
-    few = dict.fromkeys((*map(colours.adaptively, plan.variants), colours.DEFAULT), (4, 0))
+    few = dict.fromkeys((*map(plans.adaptively, plan.variants), plans.DEFAULT), (4, 0))
     full = whole.profiles["full"]
     full = replace(full, weak=20, cw=2, strong=2, budget=BRIEF, fewer=few)
     study = replace(
@@ -616,7 +617,7 @@ def test_what_is_chosen_for_colours_follows_the_rule(chosen):
     score = {r["defense"]: 0 for r in rows}
     for row in rows:
         score[row["defense"]] = max(score[row["defense"]], sum(row["correct"]))
-    published = sorted(colours.TRANSFORMS, key=score.get, reverse=True)[:3]
+    published = sorted(plans.TRANSFORMS, key=score.get, reverse=True)[:3]
     variant = max(plan.variants, key=lambda name: score[f"adaptive, {name}"])
     parts = {"sigma": sigma, "depth": depth, "variant": variant, "published": published}
     assert found == parts
@@ -625,8 +626,8 @@ def test_what_is_chosen_for_colours_follows_the_rule(chosen):
     assert about["training"]["epochs"] == 3 and about["sha256"] == stored["dae_sha256"]
     assert stored["calibration"][2] == 40 and stored["data"]["n"] == 20  # μ and σ: on all
     assert [r["defense"] for r in rows].count("direct") == 1
-    assert {r["defense"] for r in rows} >= {*colours.TRANSFORMS, *map(colours.adaptively, PRESETS)}
-    for name, (_, grid) in colours.TRANSFORMS.items():
+    assert {r["defense"] for r in rows} >= {*plans.TRANSFORMS, *map(plans.adaptively, PRESETS)}
+    for name, (_, grid) in plans.TRANSFORMS.items():
         assert [r["options"] for r in rows if r["defense"] == name] == list(grid)
 
 
@@ -640,14 +641,14 @@ def test_what_is_compared_follows_from_the_choice(chosen):
         "cifar10-adversarial",
     }
     assert study.missing(chosen) == [] and list(chosen.work.glob("*.json")) == []
-    assert set(found.defenses) & set(colours.TRANSFORMS) == set(picked["published"])
+    assert set(found.defenses) & set(plans.TRANSFORMS) == set(picked["published"])
     assert {row["attack"] for row in stored["rows"]} == {CLEAN, CW, STRONG, *study.attacks}
     strong = {row["defense"] for row in stored["rows"] if row["attack"] == STRONG}
-    variant = colours.adaptively(picked["variant"])
+    variant = plans.adaptively(picked["variant"])
     assert {name for name in strong if name.startswith("adaptive")} == {variant}
     assert {"direct", "adversarial training", "no defense"} <= strong
     sizes = {row["defense"]: row["n"] for row in stored["rows"] if row["attack"] == "PGD"}
-    assert sizes[variant] == 6 and sizes[colours.DEFAULT] == 4 and sizes["direct"] == 20
+    assert sizes[variant] == 6 and sizes[plans.DEFAULT] == 4 and sizes["direct"] == 20
     assert Results(study, chosen).accuracy("no defense", CLEAN).correct >= 15  # it has learned
 
 
@@ -668,7 +669,7 @@ def test_rows_of_colours_are_what_a_direct_measurement_says(chosen):
         now = scores.outcomes(model, hit[:n], y[:n], index=torch.arange(n))
         assert torch.equal(right, now), name
     level = Calibration(*chosen.record("cifar10_selection")["calibration"])
-    default = built[colours.DEFAULT].purifier
+    default = built[plans.DEFAULT].purifier
     same = Adaptive.preset("probabilistic", chosen.model("cifar10-dae"), level)
     assert default.options == same.options
 

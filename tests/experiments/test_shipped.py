@@ -24,7 +24,7 @@ from apudae.core.files import model_fingerprint
 from apudae.core.record import outdated, unpack
 from apudae.data import Split
 from apudae.evaluation import BUDGETS, Report, certify, evaluate
-from apudae.experiments import CLEAN, STRONG, Place, colours, digits, photographs, recipes
+from apudae.experiments import CLEAN, STRONG, Place, colours, digits, photographs, plans, recipes
 from apudae.experiments.choose import best, outcomes
 from apudae.experiments.commands import COMMANDS, Request
 from apudae.experiments.commands import certify as certify_again
@@ -395,7 +395,7 @@ def test_a_slice_of_the_cifar10_protocol_is_what_is_measured_now(built, at_hand)
 
 def test_a_slice_of_imagenet_is_what_is_measured_now(weakly, at_hand):
     images, compared = at_hand("imagenet").take(8), []
-    variant = colours.adaptively(PLACE.record("imagenet_selection")["chosen"]["variant"])
+    variant = plans.adaptively(PLACE.record("imagenet_selection")["chosen"]["variant"])
     for defense in ("no defense", "direct", "jpeg", variant):
         for attack, eps in ((CLEAN, 0.0), ("FGSM", 4 / 255)):
             now, then = weakly("imagenet", defense, attack, eps, images)

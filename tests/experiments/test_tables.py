@@ -17,7 +17,7 @@ from toys import files, place_with, stripes
 from apudae import attacks, data, experiments, models
 from apudae.core import record
 from apudae.evaluation import BUDGETS
-from apudae.experiments import CLEAN, CW, SETS, Place, colours, digits, photographs, recipes
+from apudae.experiments import CLEAN, CW, SETS, Place, colours, digits, photographs, plans, recipes
 from apudae.experiments.__main__ import main
 from apudae.experiments.choose import Choice
 from apudae.experiments.commands import COMMANDS, Request, status
@@ -81,7 +81,7 @@ def test_every_defense_needs_networks_that_are_made(name):
         assert verdict.row is study.defenses[verdict.defense]
         assert verdict.eps in study.epsilons and verdict.budget.pgd == BUDGETS["reference"].pgd
     for profile in study.profiles.values():
-        assert set(profile.fewer) <= {*study.defenses, colours.DEFAULT}
+        assert set(profile.fewer) <= {*study.defenses, plans.DEFAULT}
         assert set(profile.epsilons) <= set(study.epsilons)
     assert set(study.profiles) == {"quick", "full"} and study.profiles["quick"].data == "quick"
     full, names = study.profiles["full"], set(study.attacks)
@@ -362,18 +362,18 @@ def test_an_unknown_study_is_answered_with_those_that_there_are(ask):
 def test_the_shipped_choice_comes_along_with_the_weights_it_was_made_for(tmp_path):
     place = place_with(tmp_path, "cifar10-dae")
     choice, plan = colours.cifar10_choice(), colours.cifar10_plan()
-    colours.take_along(choice, plan, replace(place, weights=tmp_path / "none"))
+    plans.take_along(choice, plan, replace(place, weights=tmp_path / "none"))
     assert not place.results.exists()
-    colours.take_along(choice, plan, place)
+    plans.take_along(choice, plan, place)
     assert place.record("cifar10_selection") == PLACE.record("cifar10_selection")
     record.save("cifar10_selection", {"chosen": {}, "mine": 1}, place.results)
     before = files(place.results)
-    colours.take_along(choice, plan, place)
+    plans.take_along(choice, plan, place)
     assert files(place.results) == before  # one's own is kept
     others = place_with(made(tmp_path / "others"), "cifar10-dae")
     net = models.build("rednet", depth=10)
     models.save("cifar10-dae", net, architecture="rednet", folder=others.weights)
-    colours.take_along(choice, plan, others)
+    plans.take_along(choice, plan, others)
     assert not others.results.exists()
 
 
