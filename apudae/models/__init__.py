@@ -14,20 +14,15 @@
 from .checkpoints import WEIGHTS, about, load, names, save
 from .networks import (
     MODELS,
-    VAE,
     CifarResNet,
     ConvDAE,
-    Critic,
-    Generator,
-    MagNet,
     MnistCNN,
     MnistMLP,
     Normalize,
     REDNet,
-    SharedAutoencoder,
-    UNet,
     build,
 )
+from .others import VAE, Critic, Generator, MagNet, SharedAutoencoder, UNet
 
 __all__ = [
     "MODELS",

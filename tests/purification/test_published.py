@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apudae.evaluation.attackers import BUDGETS, plan
-from apudae.models.networks import Generator, SharedAutoencoder
+from apudae.models import Generator, SharedAutoencoder
 from apudae.purification import Adaptive, Defended, DefenseGAN, DiffPure, Soap, diffusion
 from apudae.purification.reconstruction import reconstruction_error
 from apudae.purification.soap import RADII, Decoded

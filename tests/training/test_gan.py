@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from apudae import attacks, data, models, training
-from apudae.models.networks import SharedAutoencoder
+from apudae.models import SharedAutoencoder
 from apudae.purification import DiffPure, Direct, Soap
 from apudae.training import from_attacked, joint, noise_prediction, train_gan
 
