@@ -14,8 +14,8 @@ room, then those of the rooms that import it, then the book's algorithms. What n
 The result is a table in Markdown, written after each fault to ``--results`` (by default
 ``_build/faults.md``). All of it takes hours on two cores: a fault that is found early takes seconds
 of tests, one that survives all that ``make test`` has. Drawn faults are a flipped comparison, a
-changed constant or a deleted statement; docstrings, type hints, the words of errors, ``__all__``
-and the styling constants of ``plots`` are left alone.
+changed constant or a deleted statement; docstrings, type hints, the words of errors and the styling
+constants of ``plots`` are left alone.
 """
 
 from __future__ import annotations
@@ -454,7 +454,7 @@ WORDS = ("warn", "Finding", "ValueError", "RuntimeError", "TypeError", "FileNotF
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes of a tree without docstrings, type hints, the words of errors, and ``__all__``."""
+    """Nodes of a tree without docstrings, type hints, and the words of errors."""
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns"):
@@ -465,8 +465,6 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
             if isinstance(child, ast.Call) and getattr(child.func, "id", "") in WORDS:
                 continue
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
-                continue
-            if isinstance(child, ast.Assign) and getattr(child.targets[0], "id", "") == "__all__":
                 continue
             yield from walk(child)
 

@@ -229,12 +229,7 @@ class EOT(View):
         super().__init__()
         check_count(draws, "draws")
         self.model = model if isinstance(model, View) else Exact(model)
-        self.draws = draws
-
-    @property
-    def noisy(self) -> bool:
-        """Whether values of different turns cannot be compared."""
-        return self.model.draws_anew
+        self.draws, self.noisy = draws, self.model.draws_anew
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

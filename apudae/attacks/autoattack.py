@@ -10,10 +10,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core.arguments import check_count, check_number
 from ..core.norms import in_ball, length, per_image, project, steepest, uniforms, within_reach
-from .objective import Best, Objective, by_chunk, check_attack, check_classes, dlr_targeted
+from .objective import Best, Objective, by_chunk, check_attack, dlr_targeted
 
 # Croce & Hein 2020, §3: inertia of the step, share of rising steps below which it is halved.
 _INERTIA, _RISING = 0.75, 0.75
@@ -63,17 +64,12 @@ def apgd(
     eps = within_reach(eps, norm, x)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        best, goals = Best(x), None
-        if to_each:
-            logits = objective.logits(x, y)
-            check_classes(logits, 4, loss)
-            logits = logits.scatter(1, y[:, None], -torch.inf)
-            goals = logits.argsort(1, descending=True)[:, : min(targets, logits.shape[1] - 1)]
+        best, goals = Best(x), objective.others(x, y, targets) if to_each else None
         for run in range(restarts * (goals.shape[1] if to_each else 1)):
             place = best.places(standing=early_stop)
             if len(place) == 0:
                 break
-            goal = goals[place, run // restarts] if to_each else None
+            goal = goals[:, run // restarts] if to_each else None
             start = in_ball(x[place], eps, norm, index[place.cpu()], seed, run)
             _climb(objective, best, place, start, x, y, goal, eps, norm, steps, early_stop)
         return best.images
@@ -97,14 +93,12 @@ def _climb(
     """One run of APGD on the images at ``place``; every iterate is offered to ``best``."""
 
     def ask(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        labels = y[place]
-        towards = None if goal is None else lambda logits: dlr_targeted(logits, labels, goal)
-        value, fell, gradient = objective.gradient(z, labels, towards)
+        value, fell, gradient = objective.gradient(z, y[place], towards)
         best.offer(place, z, value, fell)
         return value, fell, gradient
 
-    checkpoints = _checkpoints(steps)
-    last = 0
+    towards = None if goal is None else lambda logits: dlr_targeted(logits, y[place], goal[place])
+    checkpoints, last = _checkpoints(steps), 0
     z = previous = peak = start
     value, fell, gradient = ask(z)
     top, top_gradient = value, gradient  # of the best point of this run, ``peak``
@@ -112,12 +106,10 @@ def _climb(
     rises, step_then, top_then = torch.zeros_like(value), step, top
     for t in range(1, steps + 1):
         if early_stop and fell.any():
-            keep = ~fell
-            place, goal = place[keep], None if goal is None else goal[keep]
-            state = (z, previous, peak, value, gradient, top, top_gradient)
-            z, previous, peak, value, gradient, top, top_gradient = (s[keep] for s in state)
-            steps_then = (step, rises, step_then, top_then)
-            step, rises, step_then, top_then = (s[keep] for s in steps_then)
+            images = (place, z, previous, peak, gradient, top_gradient)
+            place, z, previous, peak, gradient, top_gradient = (part[~fell] for part in images)
+            numbers = (value, top, step, rises, step_then, top_then)
+            value, top, step, rises, step_then, top_then = (part[~fell] for part in numbers)
             if len(place) == 0:
                 return
         inside = x[place]
@@ -248,14 +240,11 @@ def _tiles(x: Tensor, eps: float, luck: Tensor) -> Tensor:
     """Tiles a fifth of the image wide, each with the bump of the attack and random signs."""
     height, width = x.shape[2:]
     side = min(height, width) // 5
-    bump = _bump(side, x)
-    change = torch.zeros_like(x)
-    signs = _signs(luck).to(x.dtype)
-    for top in range((height - side * (height // side)) // 2, height - side + 1, side):
-        for left in range((width - side * (width // side)) // 2, width - side + 1, side):
-            sign = signs[:, :, top, left, None, None]
-            change[:, :, top : top + side, left : left + side] = bump * sign
-    return x + eps * steepest(change, "l2")
+    top, left = height % side // 2, width % side // 2
+    corners = luck[:, :, top : height - side + 1 : side, left : width - side + 1 : side]
+    tiles = torch.kron(_signs(corners).to(x.dtype), _bump(side, x))
+    below, right = height - top - tiles.shape[2], width - left - tiles.shape[3]
+    return x + eps * steepest(F.pad(tiles, (left, right, top, below)), "l2")
 
 
 def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> Tensor:
@@ -263,32 +252,20 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
     size = max(round(side), 3)
     size = min(size + 1 - size % 2, *x.shape[2:])  # odd, as far as the image allows
     change = z - x
-    chosen, other = (_window(z, luck[:, k : k + 2], size).to(x.dtype) for k in (0, 2))
+    chosen, other = (_window(z, luck[:, k : k + 2], size) for k in (0, 2))
     # What the ball leaves unused and what the two squares hold now. As in AutoAttack's code each
     # channel gets what all of them held; the whole is brought back to length ε below.
     unused = (eps**2 - length(change, "l2") ** 2).clamp(min=0)
-    held = length(change * torch.maximum(chosen, other), "l2") ** 2
+    held = length(change * (chosen | other), "l2") ** 2
     budget = (unused / x.shape[1] + held).sqrt()
     bump = _bump(size, x)
-    turned = (luck[:, 4] < 0.5)[:, None, None]
-    bumps = torch.where(turned, bump.T, bump)[:, None]
-    signs = _signs(luck[:, 5:]).to(x.dtype)[:, :, None, None]
-    top, left = ((luck[:, k] * max(n - size, 1)).long() for k, n in enumerate(x.shape[2:]))
-    span = torch.arange(size, device=x.device)
-    image = torch.arange(len(x), device=x.device)[:, None, None, None]
-    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-    row = (top[:, None] + span)[:, None, :, None]
-    column = (left[:, None] + span)[:, None, None, :]
-    old = change[image, channel, row, column]
-    new = _of_length_1(bumps * signs + _of_length_1(old))
-    change = change * (1 - other)
-    change[image, channel, row, column] = new * per_image(budget, new)
+    bumps = torch.where((luck[:, 4] < 0.5)[:, None, None], bump.T, bump).flatten(1)[:, None]
+    chosen = chosen.expand_as(change)
+    old = F.normalize(change[chosen].view(*x.shape[:2], -1), dim=2)  # each channel over its length
+    new = F.normalize(bumps * _signs(luck[:, 5:]).to(x.dtype)[:, :, None] + old, dim=2)
+    change = change * ~other
+    change[chosen] = (new * per_image(budget, new)).flatten()
     return x + eps * steepest(change, "l2")
-
-
-def _of_length_1(part: Tensor) -> Tensor:
-    """Each channel of each image, ``[N, C, h, w]``, over its length."""
-    return part / part.flatten(2).norm(dim=2).clamp(min=1e-12)[:, :, None, None]
 
 
 def _window(z: Tensor, luck: Tensor, size: int) -> Tensor:
@@ -299,22 +276,19 @@ def _window(z: Tensor, luck: Tensor, size: int) -> Tensor:
     spans = []
     for k, whole in enumerate(z.shape[2:]):
         side = min(size, whole)
-        first = (luck[:, k] * max(whole - side, 1)).long()[:, None]
-        at = torch.arange(whole, device=z.device)[None]
-        spans.append((at >= first) & (at < first + side))
-    rows, columns = spans
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+        first = (luck[:, k] * max(whole - side, 1)).long()
+        past = torch.arange(whole, device=z.device) - first[:, None]
+        spans.append((past >= 0) & (past < side))
+    return spans[0][:, None, :, None] & spans[1][:, None, None, :]
 
 
 def _bump(size: int, like: Tensor) -> Tensor:
     """Two opposite hills, Σ 1/k² over nested rectangles, of equal length, together 1 (§4.2)."""
     bump = torch.zeros(size, size)
-    for half, (first, last) in enumerate(((0, size // 2), (size // 2, size))):
-        height = last - first
-        middle = (height // 2, size // 2)
-        for k in range(max(height // 2, size // 2) + 1):
-            rows = slice(first + max(middle[0] - k, 0), first + min(middle[0] + k + 1, height))
-            columns = slice(max(middle[1] - k, 0), min(middle[1] + k + 1, size))
-            bump[rows, columns] += (1 - 2 * half) / (k + 1) ** 2
-        bump[first:last] /= bump[first:last].norm().clamp(min=1e-12)
+    for sign, hill in ((1, bump[: size // 2]), (-1, bump[size // 2 :])):
+        row, column = len(hill) // 2, size // 2  # the middle
+        for k in range(max(row, column) + 1):
+            rows, columns = (slice(max(at - k, 0), at + k + 1) for at in (row, column))
+            hill[rows, columns] += sign / (k + 1) ** 2
+        hill /= hill.norm().clamp(min=1e-12)
     return (bump / bump.norm()).to(like)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.arguments import check_number
 from ..core.norms import in_ball, normals, project, steepest, uniforms
-from .objective import Best, Objective, View, by_chunk, check_attack, keys_of
+from .objective import Best, Objective, by_chunk, check_attack, keys_of
 
 
 def noise(
@@ -163,7 +163,6 @@ def pgd(
         raise ValueError("restarts: more than one needs random_start, or all runs are the same")
     size = 2.5 * eps / steps if step_size is None else step_size
     objective = Objective(model, loss, targeted)
-    noisy = isinstance(model, View) and model.noisy
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         best = Best(x)
@@ -175,7 +174,7 @@ def pgd(
             z = in_ball(x[place], eps, norm, keys, seed, run) if random_start else x[place]
             for _ in range(steps):
                 value, fell, gradient = objective.gradient(z, y[place])
-                if early_stop or not noisy:
+                if early_stop or not objective.view.noisy:
                     best.offer(place, z, value, fell)
                 if early_stop and fell.any():
                     place, z, gradient = place[~fell], z[~fell], gradient[~fell]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_number
 from ..core.norms import length, per_image, project
-from .objective import Objective, by_chunk, check_attack, gradient_of, margin
+from .objective import Best, Objective, by_chunk, check_attack, gradient_of, margin
 
 # C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and
 # black and white pixels would hardly leave. Chosen on validation digits among 1 − 10⁻⁶ … 0.9.
@@ -57,80 +57,66 @@ def cw(
     objective = Objective(model, "margin", targeted)
 
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        closest = x.clone()
-        distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-        _, fell = objective.value(x, y)
-        if confidence == 0:  # what is wrong already needs no change
-            distance[fell] = 0
-        c = torch.full_like(distance, initial_c)
+        best = Best(x)  # the image itself, until a change succeeds; then the shortest that does
+        # What is wrong already needs no change.
+        wrong = objective.value(x, y)[1] & (confidence == 0)
+        best.offer(best.places(standing=True), x, x.new_zeros(len(x)), wrong)
+        c = x.new_full((len(x),), initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
-        place = (distance > 0).nonzero().flatten()
-        for _ in range(searches):
-            if len(place) == 0:
-                break
-            found, images, won = _descend(
-                objective, x[place], y[place], c[place], confidence, steps, step_size
-            )
-            nearer = found < distance[place]
-            closest[place[nearer]] = images[nearer]
-            distance[place[nearer]] = found[nearer]
+        place = best.places(standing=True)
+        for _ in range(searches if len(place) else 0):
+            won = _descend(objective, best, place, x, y, c, confidence, steps, step_size)
             high[place] = torch.where(won, torch.minimum(high[place], c[place]), high[place])
             low[place] = torch.where(won, low[place], torch.maximum(low[place], c[place]))
             c = torch.where(high < torch.inf, (low + high) / 2, c * 10)
-        return _within(closest, x, eps, "l2")
+        return _within(best.images, x, eps, "l2")
 
     return by_chunk(attack, objective, x, y, batch_size=batch_size)
 
 
 def _descend(
     objective: Objective,
+    best: Best,
+    place: Tensor,
     x: Tensor,
     y: Tensor,
     c: Tensor,
     confidence: float,
     steps: int,
     step_size: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One c: each image's shortest success (∞ where there is none), its image, whether c is enough.
+) -> Tensor:
+    """One c on the images at ``place``: whether it is enough; ``best`` is offered every success.
 
     Enough means that the image still succeeded in the last tenth of its run. Adam's first steps
     can jump over a near border that c is too small to hold.
     """
-    shortest, images = torch.full_like(c, torch.inf), x.clone()
-    enough = torch.zeros_like(c, dtype=torch.bool)
-    place = torch.arange(len(x), device=x.device)
-    w = torch.atanh((2 * x - 1) * _INSIDE)
+
+    def short(logits: Tensor) -> Tensor:
+        won = margin(logits, y[place]) * (-1 if objective.targeted else 1)
+        return c[place] * (confidence - won).clamp(min=0)
+
+    whole, enough = place, torch.zeros_like(c, dtype=torch.bool)
+    w = torch.atanh((2 * x[place] - 1) * _INSIDE)
     first, second = torch.zeros_like(w), torch.zeros_like(w)
-    before = torch.full_like(c, torch.inf)
-    every = max(steps // 10, 1)
+    before, every = torch.full_like(c[place], torch.inf), max(steps // 10, 1)
     for t in range(1, steps + 1):
         squash = torch.tanh(w)
         z = (squash + 1) / 2
         change = z - x[place]
-        weight = c[place]
-
         # Adam asks for the gradient of the objective in w: the chain rule by hand for the
         # distance and for tanh, the network's part from the margin.
-        def short(logits: Tensor, labels: Tensor = y[place], weight: Tensor = weight) -> Tensor:
-            won = margin(logits, labels) * (-1 if objective.targeted else 1)
-            return weight * (confidence - won).clamp(min=0)
-
         penalty, fell, pull = objective.gradient(z, y[place], short)
         squared = change.flatten(1).square().sum(1)
         success = fell & (penalty == 0)
         enough[place] |= success
-        nearer = success & (squared.sqrt() < shortest[place])
-        shortest[place[nearer]] = squared.sqrt()[nearer]
-        images[place[nearer]] = z[nearer]
+        best.offer(place, z, -squared.sqrt(), success)
         if t % every == 0 and t < steps:
             total = squared + penalty
-            going = total <= 0.9999 * before
-            before = total
+            going, before = total <= 0.9999 * before, total
             enough[place[going]] = False
             if not going.all():
-                place, w, first, second = place[going], w[going], first[going], second[going]
-                before, squash = before[going], squash[going]
-                change, pull = change[going], pull[going]
+                state = (place, w, first, second, before, squash, change, pull)
+                place, w, first, second, before, squash, change, pull = (s[going] for s in state)
                 if len(place) == 0:
                     break
         gradient = (2 * change + pull) * (1 - squash.square()) / 2
@@ -138,7 +124,7 @@ def _descend(
         second = 0.999 * second + 0.001 * gradient.square()
         root = (second / (1 - 0.999**t)).sqrt() + 1e-8
         w = w - step_size * first / (1 - 0.9**t) / root
-    return shortest, images, enough
+    return enough[whole]
 
 
 def deepfool(
@@ -176,8 +162,7 @@ def deepfool(
     def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         found = x.clone()
         place = torch.arange(len(x), device=x.device)
-        others = objective.logits(x, y).scatter(1, y[:, None], -torch.inf)
-        others = others.argsort(1, descending=True)[:, : min(candidates, others.shape[1]) - 1]
+        others = objective.others(x, y, candidates - 1)
         z, moved = x, torch.zeros_like(x)
         for _ in range(steps):
             gaps, normals, fell = _borders(objective, z, y[place], others[place])
@@ -222,7 +207,5 @@ def _shortest(gaps: Tensor, normals: Tensor, norm: str) -> Tensor:
 
 def _within(found: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
     """What is longer than ε pulled back to the ball; the rest untouched to the last bit."""
-    if eps == math.inf:
-        return found
     outside = length(found - x, norm) > eps
     return torch.where(per_image(outside, x), project(found, x, eps, norm), found)

@@ -28,7 +28,10 @@ from ..core.arguments import (
     warn,
 )
 from ..core.calling import evaluating, logits_of, looks_like_probabilities, warn_if_training
-from ..core.norms import check_norm, length, per_image
+from ..core.norms import check_norm, length
+
+Loss = Callable[[Tensor], Tensor]  # of logits [N, K], each image's [N]
+_NEVER_0 = 1e-12  # added to a denominator: logits may tie
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -38,9 +41,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{k≠y} z_k − z_y: above 0 where another class wins (Carlini & Wagner 2017, f₆)."""
-    own = logits.gather(1, y[:, None])[:, 0]
     others = logits.scatter(1, y[:, None], -torch.inf)
-    return others.amax(1) - own
+    return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """
     check_classes(logits, 3, "dlr")
     top = logits.topk(3, dim=1).values
-    return margin(logits, y) / _positive(top[:, 0] - top[:, 2])
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + _NEVER_0)
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     check_classes(logits, 4, "dlr-targeted")
     top = logits.topk(4, dim=1).values
     own, other = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
-    return (other - own) / _positive(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+    return (other - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _NEVER_0)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -73,11 +75,6 @@ def check_classes(logits: Tensor, least: int, loss: str) -> None:
     """Raise ``ValueError`` if a loss that looks at ``least`` classes cannot."""
     if logits.shape[1] < least:
         raise ValueError(f"loss: {loss!r} needs {least} classes, the model has {logits.shape[1]}")
-
-
-def _positive(spread: Tensor) -> Tensor:
-    """A denominator that is never 0, also where logits tie."""
-    return spread + 1e-12
 
 
 class View(nn.Module):
@@ -108,6 +105,24 @@ class View(nn.Module):
         return None
 
 
+class _Plain(View):
+    """A model that is seen as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        version = x._version
+        logits = logits_of(self.model, x)
+        if x._version != version:
+            raise ValueError("model: it changes its input in place; let it work on a copy")
+        return logits
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        yield self(x), True
+
+
 class Objective:
     """A model under attack: losses to raise, who has fallen, gradients of the images.
 
@@ -121,27 +136,20 @@ class Objective:
     def __init__(self, model: nn.Module, loss: str = "ce", targeted: bool = False) -> None:
         check_choice(loss, LOSSES, "loss")
         self.model, self.targeted = model, targeted
-        self._loss = LOSSES[loss]
+        self.view = model if isinstance(model, View) else _Plain(model)
         self.classes = 0  # known from the first logits on
-        self._turn = 0
+        self._loss, self._turn = LOSSES[loss], 0  # the turn counts the queries of a chunk
         self._nan: Tensor | bool = False
         self._all_labels: Tensor | None = None
 
-    def expect(self, y: Tensor) -> None:
-        """All labels that will come, so that the first logits can tell whether any is too large."""
-        self._all_labels = y
-
-    def begin(self) -> None:
-        """A new chunk of images: random draws begin where they did for the one before."""
-        self._turn = 0
-
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits ``[N, K]``; the first are checked against the labels."""
-        version = x._version
-        logits = logits_of(self.model, x)
-        if x._version != version:
-            raise ValueError("model: it changes its input in place; let it work on a copy")
-        return self._checked(logits, y)
+        return self._checked(self.view(x), y)
+
+    def others(self, x: Tensor, y: Tensor, count: int) -> Tensor:
+        """The classes that the model finds likeliest after ``y``, ``count`` at most: ``[N, K]``."""
+        logits = self.logits(x, y).scatter(1, y[:, None], -torch.inf)
+        return logits.argsort(1, descending=True)[:, : min(count, logits.shape[1] - 1)]
 
     def value(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Loss to raise ``[N]`` and whether each image has fallen, bool ``[N]``.
@@ -149,15 +157,10 @@ class Objective:
         Of several draws of a random model: the mean loss, and whether most of them are misread.
         """
         with torch.no_grad():
-            value, fell = self._together([self._judge(z, y) for z in self._answers(x, y)])
-            if isinstance(self.model, View) and (penalty := self.model.penalty(x)) is not None:
-                value = value - penalty
-            self._nan = self._nan | value.isnan().any()
-        self._turn += 1
-        return value, fell
+            return self._answer(x, y, None, [], self.view.penalty(x))
 
     def gradient(
-        self, x: Tensor, y: Tensor, loss: Callable[[Tensor], Tensor] | None = None
+        self, x: Tensor, y: Tensor, loss: Loss | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`value`, and the gradient with respect to each image, ``[N, C, H, W]``.
 
@@ -167,35 +170,19 @@ class Objective:
         """
         x, gradients, judged = x.detach().requires_grad_(True), [], []
         with torch.enable_grad():
-            for logits, own in self._looks(x, y):  # one graph at a time
-                value, fell = self._judge(logits, y)
-                value = value if loss is None else loss(logits)
+            for logits, own in self.view.looks(x, self._turn):  # one graph at a time
+                value, fell = self._judge(self._checked(logits, y), y, loss)
                 gradients.append(gradient_of(value.sum(), x))
                 if own:
                     judged.append((value.detach(), fell))
-            penalty = self.model.penalty(x) if isinstance(self.model, View) else None
+            penalty = self.view.penalty(x)
             gradient = gradients[0] if len(gradients) == 1 else sum(gradients) / len(gradients)
             if penalty is not None:
                 gradient = gradient - gradient_of(penalty.sum(), x)
-        if not judged:
-            with torch.no_grad():
-                for logits in self._answers(x.detach(), y):
-                    value, fell = self._judge(logits, y)
-                    judged.append((value if loss is None else loss(logits), fell))
-        value, fell = self._together(judged)
-        value = value if penalty is None else value - penalty.detach()
         # The largest of several numbers is NaN if one of them is: one pass, nothing allocated.
-        self._nan = self._nan | value.isnan().any() | gradient.amax().isnan()
-        self._turn += 1
-        return value, fell, gradient
-
-    def finish(self, attacked: Tensor) -> None:
-        """Raise ``ValueError`` if a loss or gradient was NaN: the attack was led astray.
-
-        An infinite gradient has a sign but no direction; it shows as NaN in the images.
-        """
-        if bool(self._nan | attacked.isnan().any()):
-            raise ValueError("model: NaN or infinity in the loss or its gradient during the attack")
+        self._nan = self._nan | gradient.amax().isnan()
+        with torch.no_grad():
+            return *self._answer(x.detach(), y, loss, judged, penalty), gradient
 
     def _checked(self, logits: Tensor, y: Tensor) -> Tensor:
         if not self.classes:
@@ -212,30 +199,28 @@ class Objective:
             self.classes = logits.shape[1]
         return logits
 
-    def _looks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        if not isinstance(self.model, View):
-            yield self.logits(x, y), True
-            return
-        for logits, own in self.model.looks(x, self._turn):
-            yield self._checked(logits, y), own
+    def _answer(
+        self, x: Tensor, y: Tensor, loss: Loss | None, judged: list, penalty: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The end of a turn, from the model's own answers; it is asked if none was ``judged``."""
+        if not judged:
+            answers = self.view.answers(x, self._turn)
+            judged = [self._judge(self._checked(logits, y), y, loss) for logits in answers]
+        value, fell = judged[0]
+        if len(judged) > 1:
+            values, falls = (torch.stack(part) for part in zip(*judged, strict=True))
+            value, fell = values.mean(0), falls.float().mean(0) > 0.5
+        value = value if penalty is None else value - penalty
+        self._nan = self._nan | value.isnan().any()
+        self._turn += 1
+        return value, fell
 
-    def _answers(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
-        if not isinstance(self.model, View):
-            yield self.logits(x, y)
-            return
-        for logits in self.model.answers(x, self._turn):
-            yield self._checked(logits, y)
-
-    @staticmethod
-    def _together(judged: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        if len(judged) == 1:
-            return judged[0]
-        values, fell = (torch.stack(part) for part in zip(*judged, strict=True))
-        return values.mean(0), fell.float().mean(0) > 0.5
-
-    def _judge(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, logits: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
+        fell = (logits.argmax(1) == y) == self.targeted
+        if loss:
+            return loss(logits), fell
         value = self._loss(logits, y)
-        return (-value if self.targeted else value), (logits.argmax(1) == y) == self.targeted
+        return (-value if self.targeted else value), fell
 
 
 def gradient_of(loss: Tensor, x: Tensor, *, retain: bool = False) -> Tensor:
@@ -260,17 +245,13 @@ class Best:
         """Take those of ``images`` (at ``place``, ascending) that are stronger than the kept."""
         was, score = self.fallen[place], score.double()
         better = (fell & ~was) | ((fell == was) & (score > self.score[place]))
-        if len(place) == len(self.images):  # all of them: one pass instead of two
-            self.images = torch.where(per_image(better, images), images, self.images)
-        else:
-            self.images[place[better]] = images[better]
+        self.images[place[better]] = images[better]
         self.score[place[better]] = score[better]
         self.fallen[place[better]] = fell[better]
 
     def places(self, *, standing: bool) -> Tensor:
         """Places of all images, or only of those that still stand."""
-        chosen = ~self.fallen if standing else torch.ones_like(self.fallen)
-        return chosen.nonzero().flatten()
+        return (~self.fallen | (not standing)).nonzero().flatten()
 
 
 def check_attack(
@@ -330,19 +311,18 @@ def by_chunk(
         x, y = x.detach().clamp(0, 1), y.clone()
         if len(x) == 0:
             return x
-        objective.expect(y)
+        objective._all_labels = y  # the first logits tell whether any is too large
         size = batch_size or _chunk(x)
-        parts = [part.split(size) for part in (x, y, keys_of(x, index))]
-        attacked = []
+        parts, done = [part.split(size) for part in (x, y, keys_of(x, index))], []
         for images, labels, keys in zip(*parts, strict=True):
-            objective.begin()
+            objective._turn = 0  # random draws begin where they did for the chunk before
             if eps == 0:
                 objective.value(images, labels)
-                attacked.append(images)
-            else:
-                attacked.append(attack(images, labels, keys))
-        attacked = torch.cat(attacked)
-        objective.finish(attacked)
+            done.append(attack(images, labels, keys) if eps else images)
+        attacked = torch.cat(done)
+        # An infinite gradient has a sign but no direction; it shows as NaN in the images.
+        if bool(objective._nan | attacked.isnan().any()):
+            raise ValueError("model: NaN or infinity in the loss or its gradient during the attack")
     return attacked
 
 
@@ -369,9 +349,6 @@ def _chunk(x: Tensor) -> int:
 
     The chunks are of about one size: a small rest would cost as much as a whole one.
     """
-    pixels = x[0].numel()
-    if x.device.type == "cpu":
-        most = max(8, min(250, 2**18 // pixels))
-    else:
-        most = max(1, 2**23 // pixels)
+    pixels, on_cpu = x[0].numel(), x.device.type == "cpu"
+    most = max(8, min(250, 2**18 // pixels)) if on_cpu else max(1, 2**23 // pixels)
     return math.ceil(len(x) / math.ceil(len(x) / most))

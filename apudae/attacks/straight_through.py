@@ -21,7 +21,6 @@ from .adaptive import Uncut
 from .objective import gradient_of
 
 _ROUNDINGS = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "detach")
-_THRESHOLDS = ("gt", "ge", "__gt__", "__ge__", "lt", "le", "__lt__", "__le__")
 
 
 def _named(names: tuple[str, ...]) -> set[Any]:
@@ -37,7 +36,7 @@ _IN_PLACE = {
 }
 _QUOTIENTS = _named(("div", "divide", "floor_divide", "__floordiv__"))
 _REMAINDERS = _named(("remainder", "fmod", "__mod__"))
-_ABOVE, _BELOW = _named(_THRESHOLDS[:4]), _named(_THRESHOLDS[4:])
+_BELOW = _named(("lt", "le", "__lt__", "__le__"))
 
 
 class StraightThrough(Uncut):
@@ -119,23 +118,13 @@ class _Passing(TorchFunctionMode):
         out = func(*args, **kwargs)
         if not (isinstance(out, Tensor) and isinstance(first, Tensor)) or out.shape != first.shape:
             return out
-        source = self._source(func, first, args[1:])
-        if source is None:
-            return out
-        if out.is_floating_point():
-            if func in _ROUND or not first.is_floating_point():
-                self.passed += 1
-                return _Carry.apply(out, source)
-        else:
+        # Real numbers with a gradient that the result stands for, where it cuts it.
+        source = self.sources.get(first)
+        if real:
+            source = -first if func in _BELOW else first
+        if source is not None and not out.is_floating_point():
             self.sources[out] = source
+        elif source is not None and (func in _ROUND or not first.is_floating_point()):
+            self.passed += 1
+            return _Carry.apply(out, source)
         return out
-
-    def _source(self, func: Any, first: Tensor, others: tuple) -> Tensor | None:
-        """Real numbers with a gradient that a result stands for, if it cuts it."""
-        if not first.is_floating_point():
-            return self.sources.get(first)
-        if not first.requires_grad:
-            return None
-        if func in _BELOW:
-            return -first
-        return first

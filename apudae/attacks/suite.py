@@ -94,7 +94,6 @@ def suite(
             raise ValueError(f"attacks: {name!r} knows L2 only, and would take ε as its L2 length")
     index = keys_of(x, index)
     objective = Objective(model)
-    common = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
     felled_by = torch.full((len(x),), -1, device=x.device)
     best = Best(x.detach())
 
@@ -114,8 +113,9 @@ def suite(
         place = best.places(standing=True)
         if len(place) == 0:
             continue
-        chosen = taken(attack, common | {"index": index[place.cpu()]})
-        attacked = attack(model, x[place], y[place], **chosen).detach().to(x.dtype)
+        ball = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
+        options = taken(attack, ball | {"index": index[place.cpu()]})
+        attacked = attack(model, x[place], y[place], **options).detach().to(x.dtype)
         check_inside(attacked, x[place], eps, norm, name)
         judge(place, attacked, number)
     return WorstCase(best.images, felled_by, ("clean", *attacks))

@@ -21,6 +21,12 @@ from torch import Tensor
 _SLACK = 1e-6
 
 
+def require(met: bool, message: str) -> None:
+    """Raise ``ValueError`` with a message unless a condition is met."""
+    if not met:
+        raise ValueError(message)
+
+
 def check_images(x: Tensor, name: str = "x") -> None:
     """Raise ``ValueError`` unless ``x`` is a batch of images ``[N, C, H, W]`` in [0, 1].
 
@@ -28,25 +34,22 @@ def check_images(x: Tensor, name: str = "x") -> None:
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: expected a tensor [N, C, H, W], got {type(x).__name__}")
-    if x.ndim != 4:
-        raise ValueError(f"{name}: expected 4 dimensions [N, C, H, W], got shape {list(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(
-            f"{name}: expected floating-point images in [0, 1], got {x.dtype}; "
-            "divide 8-bit images by 255"
-        )
+    require(x.ndim == 4, f"{name}: expected 4 dimensions [N, C, H, W], got shape {list(x.shape)}")
+    require(
+        x.is_floating_point(),
+        f"{name}: expected floating-point images in [0, 1], got {x.dtype}; "
+        "divide 8-bit images by 255",
+    )
     if len(x) == 0:
         return
-    if x.numel() == 0:
-        raise ValueError(f"{name}: expected images of at least one pixel, got {list(x.shape)}")
+    require(x.numel() > 0, f"{name}: expected images of at least one pixel, got {list(x.shape)}")
     low, high = (value.item() for value in torch.aminmax(x.detach()))
-    if math.isnan(low) or math.isnan(high):
-        raise ValueError(f"{name}: holds NaN, expected values in [0, 1]")
-    if low < -_SLACK or high > 1 + _SLACK:
-        raise ValueError(
-            f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; "
-            "normalisation belongs inside the model"
-        )
+    require(not math.isnan(low), f"{name}: holds NaN, expected values in [0, 1]")
+    require(
+        low >= -_SLACK and high <= 1 + _SLACK,
+        f"{name}: expected values in [0, 1], got [{low:.4g}, {high:.4g}]; "
+        "normalisation belongs inside the model",
+    )
 
 
 def check_labels(y: Tensor, n: int, classes: int | None = None, name: str = "y") -> None:
@@ -54,10 +57,8 @@ def check_labels(y: Tensor, n: int, classes: int | None = None, name: str = "y")
     if not isinstance(y, Tensor) or y.ndim != 1:
         what = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{name}: expected a tensor of labels [N], got {what}")
-    if y.dtype != torch.int64:
-        raise ValueError(f"{name}: expected int64 labels, got {y.dtype}")
-    if len(y) != n:
-        raise ValueError(f"{name}: expected {n} labels, one per image, got {len(y)}")
+    require(y.dtype == torch.int64, f"{name}: expected int64 labels, got {y.dtype}")
+    require(len(y) == n, f"{name}: expected {n} labels, one per image, got {len(y)}")
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         upper = "" if classes is None else f" .. {classes - 1}"
         raise ValueError(
@@ -92,12 +93,10 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
         what = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits)
         raise ValueError(f"model: expected logits [{len(y)}, classes], got {what}")
-    if logits.shape[1] < 2:
-        raise ValueError("model: expected logits of at least 2 classes, got 1")
+    require(logits.shape[1] >= 2, "model: expected logits of at least 2 classes, got 1")
     check_labels(y, len(y), classes=logits.shape[1])
     bad = int(logits.detach().isnan().any(1).sum())
-    if bad:
-        raise ValueError(f"model: NaN logits for {bad} of {len(logits)} images")
+    require(not bad, f"model: NaN logits for {bad} of {len(y)} images")
 
 
 class AttackWarning(UserWarning):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .arguments import warn
+from .arguments import require, warn
 
 
 def takes_keys(model: nn.Module) -> bool:
@@ -44,8 +44,8 @@ def looks_like_probabilities(logits: Tensor) -> bool:
 def in_training(model: nn.Module) -> str:
     """Names of the layers in training mode that act differently there; empty if there are none."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    layers = (module for module in model.modules() if isinstance(module, kinds))
-    return ", ".join(sorted({type(module).__name__ for module in layers if module.training}))
+    layers = (m for m in model.modules() if m.training and isinstance(m, kinds))
+    return ", ".join(sorted({type(layer).__name__ for layer in layers}))
 
 
 def warn_if_training(model: nn.Module) -> None:
@@ -91,8 +91,7 @@ def ask(model: nn.Module, x: Tensor, *, draw: int = 0, index: Tensor | None = No
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         torch.manual_seed((draw * 0x9E3779B1 + 1) % 2**32)
         logits = logits_of(model, x, **keys)
-    if x._version != version:
-        raise ValueError("model: it changes its input in place; let it work on a copy")
+    require(x._version == version, "model: it changes its input in place; let it work on a copy")
     return logits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,28 @@ def fingerprint(images: Tensor) -> str:
     """SHA-256 of the images' 8-bit pixels, in order: what a record says it was measured on."""
     if images.dtype != torch.uint8:
         images = (images * 255).round().to(torch.uint8)
-    pixels = images.cpu().contiguous()
-    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
 def verify(path: Path, expected: str) -> None:
     """Raise unless the file is there and has the expected SHA-256."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; reinstall the package or restore the file")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise RuntimeError(f"{path} is damaged: SHA-256 is {found}, expected {expected}")
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; a ``RuntimeError`` names the file that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RuntimeError(f"{path} is damaged: {error}") from error
+
+
 def write_torch(path: Path, state: dict[str, Any]) -> None:
     """``torch.save`` to a temporary neighbour, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     torch.save(state, content)
     write_aside(path, content.getvalue())
@@ -40,6 +46,7 @@ def write_torch(path: Path, state: dict[str, Any]) -> None:
 
 def write_aside(path: Path, content: bytes) -> None:
     """Write to a temporary neighbour, then rename: no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_bytes(content)

@@ -31,8 +31,6 @@ def length(change: Tensor, norm: str = "linf") -> Tensor:
     """Length ``[N]`` of each image's change ``[N, C, H, W]``."""
     check_norm(norm)
     flat = change.flatten(1)
-    if flat.shape[1] == 0:
-        return flat.new_zeros(len(flat))
     largest = flat.abs().amax(1)
     if norm == "linf":
         return largest
@@ -47,7 +45,6 @@ def project(z: Tensor, x: Tensor, eps: float, norm: str = "linf") -> Tensor:
     In L∞ it is the nearest such point. In L2, ``z`` is first clipped to [0, 1] and the change then
     shortened to ε. In the other order, what the clip takes from the change would be lost.
     """
-    check_norm(norm)
     if norm == "linf":
         return torch.clamp(z, min=x - eps, max=x + eps).clamp_(0, 1)
     change = z.clamp(0, 1) - x
@@ -66,7 +63,6 @@ def steepest(gradient: Tensor, norm: str = "linf") -> Tensor:
 
     Where an image's gradient is zero the step is zero, not NaN.
     """
-    check_norm(norm)
     if norm == "linf":
         return gradient.sign()
     size = length(gradient, norm)
@@ -101,18 +97,16 @@ def normals(draws: Tensor) -> Tensor:
 
 def in_ball(x: Tensor, eps: float, norm: str, index: Tensor, seed: int, stream: int = 0) -> Tensor:
     """Points drawn uniformly from the ball around ``x``, then clipped to [0, 1]."""
-    check_norm(norm)
-    shape = tuple(x.shape[1:])
     if norm == "linf":
-        draws = uniforms(shape, index, seed, stream, device=x.device).to(x.dtype)
+        draws = uniforms(tuple(x.shape[1:]), index, seed, stream, device=x.device).to(x.dtype)
         return project(x + eps * (2 * draws - 1), x, eps)
     pixels = x[0].numel()
     draws = uniforms((pixels + 1,), index, seed, stream, device=x.device).double()
     # A normal draw points in a uniform direction; the radius grows like U^(1/pixels).
     normal = normals(draws[:, 1:]).view(x.shape)
     radius = eps * draws[:, 0] ** (1 / pixels)
-    change = per_image(radius, normal) * steepest(normal, "l2")
-    return project(x + change.to(x.dtype), x, eps, "l2")
+    change = per_image(radius, normal) * steepest(normal, norm)
+    return project(x + change.to(x.dtype), x, eps, norm)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -61,18 +61,15 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and gpus < beside:
         raise ValueError(f"device: {beside} processes need as many GPUs, this machine has {gpus}")
-    on_gpu = device == "cuda" or (device == "auto" and gpus >= beside)
+    on_gpu = device != "cpu" and gpus >= beside
     chosen = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(chosen)
-    started = "RANK" in os.environ and not dist.is_initialized()
-    if started:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
+    with ExitStack() as after:
+        if "RANK" in os.environ and not dist.is_initialized():
+            dist.init_process_group("nccl" if on_gpu else "gloo")
+            after.callback(dist.destroy_process_group)
         yield chosen
-    finally:
-        if started:
-            dist.destroy_process_group()
 
 
 def precision_of(device: torch.device | str) -> torch.dtype | None:

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from .files import write_aside
+from .arguments import require
+from .files import read_json, write_aside
 
 SCHEMA = 1
 # Versions whose outcomes are this one's: `scripts/outputs.py` ran the same calls under both and
@@ -63,20 +64,16 @@ class Record:
     ) -> None:
         self.name, self.folder, self.keys, self.device = name, folder, keys, device
         self.about: Row = json.loads(json.dumps(about))  # tuples as they come back
-        self.rows: list[Row] = []
-        self.more: Row = {}
         self._written = 0.0
-        if not self.path.is_file():
-            return
-        old = load(name, folder)
+        old = load(name, folder) if self.path.is_file() else dict(self.about)
         if differ := differences(self.about, old):
-            if anew:
-                return
-            raise ValueError(
+            require(
+                anew,
                 f"{self.path} was made with another {', '.join(differ)}; move it or name another "
-                "folder"
+                "folder",
             )
-        self.rows = old.pop("rows", [])
+            old = {}
+        self.rows: list[Row] = old.pop("rows", [])
         self.more = {k: v for k, v in old.items() if k not in ("schema", "made", *self.about)}
 
     @property
@@ -91,8 +88,7 @@ class Record:
 
     def measure(self, key: tuple[object, ...], make: Callable[[], Row]) -> Row:
         """The row of a key; made, and stored with what made it, only if it is not there."""
-        row = self.find(*key)
-        if row is not None:
+        if (row := self.find(*key)) is not None:
             return row
         start = time.perf_counter()
         row = dict(zip(self.keys, key, strict=True)) | make()
@@ -130,8 +126,8 @@ class Record:
             old = self.more.get(name)
             joins = isinstance(value, dict) and isinstance(old, dict)
             self.more[name] = old | value if joins else value
-        whole = self.about | ({"rows": self.rows} if self.keys else {}) | self.more
-        save(self.name, whole, device=self.device, folder=self.folder)
+        rows = {"rows": self.rows} if self.keys else {}
+        save(self.name, self.about | rows | self.more, device=self.device, folder=self.folder)
         self._written = time.monotonic()
 
 
@@ -153,21 +149,16 @@ def load(name: str, folder: Path) -> Row:
         RuntimeError: the file is not JSON; the message names it.
     """
     path = folder / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(names(folder)) or "none"
-        raise ValueError(f"unknown record {name!r} in {folder}; known: {known}")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RuntimeError(f"{path} is damaged: {error}") from error
-    if record.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected schema {SCHEMA}, got {record.get('schema')!r}")
+    known = ", ".join(names(folder)) or "none"
+    require(path.is_file(), f"unknown record {name!r} in {folder}; known: {known}")
+    record = read_json(path)
+    schema = record.get("schema")
+    require(schema == SCHEMA, f"{path}: expected schema {SCHEMA}, got {schema!r}")
     return record
 
 
 def save(name: str, record: Row, folder: Path, *, device: torch.device | str = "cpu") -> Path:
     """Write a record with what made it; the old one stays until the new one is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     whole = {"schema": SCHEMA, "made": provenance(device), **record}
     write_aside(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
@@ -193,6 +184,11 @@ def unpack(text: str, n: int) -> Tensor:
     """The ``n`` outcomes that ``pack`` has written."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n)
     return torch.from_numpy(bits.astype(bool))
+
+
+def counted(right: Tensor) -> Row:
+    """What a row holds of outcomes, bool ``[N]``."""
+    return {"n": len(right), "correct": int(right.sum()), "outcomes": pack(right)}
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, str]:

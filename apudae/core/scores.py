@@ -34,9 +34,8 @@ class Accuracy:
     def of(cls, right: Tensor) -> Accuracy:
         """Count outcomes, bool ``[N]`` with at least one image, or add up rates ``[N]``."""
         check_count(len(right), "number of images")
-        if right.is_floating_point():
-            return cls(right.double().sum().item(), len(right))
-        return cls(int(right.sum()), len(right))
+        rates = right.is_floating_point()
+        return cls(right.double().sum().item() if rates else int(right.sum()), len(right))
 
     @property
     def percent(self) -> float:
@@ -183,8 +182,7 @@ def roc(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
         / len(scores)
         for scores in (clean.contiguous(), attacked.contiguous())
     ]
-    false, true = (torch.cat([share.new_zeros(1), share]) for share in shares)
-    return false, true
+    return tuple(torch.cat([share.new_zeros(1), share]) for share in shares)
 
 
 @dataclass(frozen=True)

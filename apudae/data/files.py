@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.arguments import require
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_WORDNET = re.compile(r"n\d{8}")
 
 
 class Listing(NamedTuple):
@@ -38,12 +39,11 @@ def list_folder(folder: str | Path) -> Listing:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no images.
     """
-
-    def of_file(path: Path) -> int:
-        head = path.name.split("_")[0]
-        return int(head) if head.isdigit() else 0
-
-    return _list(Path(folder), lambda classes: range(len(classes)), of_file)
+    return _list(
+        Path(folder),
+        lambda classes: range(len(classes)),
+        lambda head, _: int(head) if head.isdigit() else 0,
+    )
 
 
 def imagenet_classes() -> list[str]:
@@ -66,11 +66,11 @@ def list_imagenet(folder: str | Path) -> Listing:
     """
 
     def of_folders(classes: list[Path]) -> Iterable[int]:
-        if len(classes) == 1000 and all(_WORDNET.fullmatch(path.name) for path in classes):
+        if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", path.name) for path in classes):
             return range(1000)
         return [_index(path.name, path) for path in classes]
 
-    return _list(Path(folder), of_folders, lambda path: _index(path.name.split("_")[0], path))
+    return _list(Path(folder), of_folders, _index)
 
 
 def read_image(path: Path, size: int) -> Tensor:
@@ -91,9 +91,8 @@ def read_image(path: Path, size: int) -> Tensor:
     except (OSError, SyntaxError, ValueError) as error:
         raise RuntimeError(f"{path} cannot be read as an image: {error}") from error
     scale = size * 8 / 7 / min(image.size)
-    wanted = [max(size, round(length * scale)) for length in image.size]
-    if list(image.size) != wanted:
-        image = image.resize(wanted, Image.Resampling.BICUBIC)
+    wanted = tuple(max(size, round(length * scale)) for length in image.size)
+    image = image.resize(wanted, Image.Resampling.BICUBIC)  # as it is where the size is right
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -126,31 +125,34 @@ def _rgb(image, path: Path):
     elif image.mode == "F":
         raise RuntimeError(f"{path}: grey values are floats of unknown range; store 8 or 16 bits")
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
     return image.convert("RGB")
 
 
 def _index(text: str, path: Path) -> int:
     """The class that a name says."""
-    names = imagenet_classes()
-    plain = {name.lower().replace("_", " "): k for k, name in reversed(list(enumerate(names)))}
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
-    found = plain.get(text.lower().replace("_", " "))
-    if found is None:
-        examples = ", ".join(f"'{k:04d}' or '{names[k]}'" for k in (2, 281, 967))
-        raise ValueError(f"{path}: {text!r} says no ImageNet class; expected such as {examples}")
-    return found
+    names = [name.lower() for name in imagenet_classes()]
+    plain = text.lower().replace("_", " ")
+    if plain in names:
+        return names.index(plain)
+    require(
+        text.isdigit() and int(text) < len(names),
+        f"{path}: {text!r} says no ImageNet class; expected such as '0002' or 'great white shark', "
+        "'0281' or 'tabby', '0967' or 'espresso'",
+    )
+    return int(text)
 
 
 def _list(
     folder: Path,
     of_folders: Callable[[list[Path]], Iterable[int]],
-    of_file: Callable[[Path], int],
+    of_head: Callable[[str, Path], int],
 ) -> Listing:
-    """The images in the folders of a folder, or else in itself; labels by folder or by file."""
+    """The images in the folders of a folder, or else in itself.
+
+    Labels are those of the folders, or what a file's name says before its first underscore.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
 
@@ -158,14 +160,12 @@ def _list(
         return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    files, labels = [], []
-    for path, label in zip(classes, of_folders(classes), strict=True):
-        found = images(path.rglob("*"))
-        files += found
-        labels += [label] * len(found)
+    found = []
+    for folder_of_class, label in zip(classes, of_folders(classes), strict=True):
+        found += [(path, label) for path in images(folder_of_class.rglob("*"))]
     if not classes:
-        files = images(folder.iterdir())
-        labels = [of_file(path) for path in files]
-    if not files:
-        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
-    return Listing(files, labels)
+        found = [
+            (path, of_head(path.name.split("_")[0], path)) for path in images(folder.iterdir())
+        ]
+    require(bool(found), f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return Listing([path for path, _ in found], [label for _, label in found])

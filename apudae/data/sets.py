@@ -51,7 +51,6 @@ SHA256 = {
 }
 _MNIST_FILES = tuple(name for name in SHA256 if name.endswith("-ubyte"))
 _CIFAR_FILES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta")
-_TEST_ONLY = ("cifar10-20", "photographs")
 # What a table calls a set.
 TITLES = {
     "mnist": "MNIST",
@@ -126,7 +125,7 @@ def load(
             raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     if dtype not in (torch.float32, torch.uint8):
         raise ValueError(f"dtype: expected torch.float32 or torch.uint8, got {dtype}")
-    if name in _TEST_ONLY and split != "test":
+    if name in ("cifar10-20", "photographs") and split != "test":
         raise ValueError(f"split: {name!r} has test images only, got {split!r}")
     given = root or os.environ.get("APUDAE_DATA")
     folder = Path(given).expanduser() if given else None
@@ -173,12 +172,10 @@ def _load_mnist(split: str, profile: str, root: Path | None, download: bool) -> 
 def _load_cifar10(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
     from torchvision.datasets import CIFAR10
 
-    address = os.environ.get("APUDAE_CIFAR10_URL", CIFAR10.url)
-    source = type("CIFAR10", (CIFAR10,), {"url": address})
+    source = type("CIFAR10", (CIFAR10,), {"url": os.environ.get("APUDAE_CIFAR10_URL", CIFAR10.url)})
     folder = _find("CIFAR-10", CIFAR10.base_folder, _CIFAR_FILES, root, download, source)
     whole = CIFAR10(folder, train=split != "test", download=False)  # checks its MD5 sums
-    images, labels = whole.data.transpose(0, 3, 1, 2), np.array(whole.targets)
-    return _held_out(images, labels, split)
+    return _held_out(whole.data.transpose(0, 3, 1, 2), np.array(whole.targets), split)
 
 
 def _load_cifar10_jpeg(split: str, profile: str, root: Path | None, download: bool) -> _Pixels:
@@ -200,8 +197,7 @@ def _load_cifar10_20(split: str, profile: str, root: Path | None, download: bool
     # CIFAR-10's terms do not say that its images may be passed on, so none are bundled. The package
     # foolbox, which the attacks are tested against, carries the first 20 as PNG files.
     found = importlib.util.find_spec("foolbox")  # found, not imported: that takes seconds
-    places = [Path(place) / "data" for place in (found.submodule_search_locations if found else ())]
-    paths = sorted(path for place in places for path in place.glob("cifar10_*.png"))
+    paths = sorted(Path(found.origin).parent.glob("data/cifar10_*.png")) if found else []
     if not paths:
         raise FileNotFoundError(
             "the 20 CIFAR-10 images come with the package foolbox: pip install foolbox"
@@ -279,15 +275,15 @@ def _download(
     with FileLock(cache / f".{folder}.lock"):
         if complete():
             return cache
-        aside = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
-        try:
+        with tempfile.TemporaryDirectory(
+            prefix=".download-", dir=cache, ignore_cleanup_errors=True
+        ) as place:
+            aside = Path(place)
             source(aside, download=True)
             for archive in aside.rglob("*.gz"):
                 archive.unlink()
             shutil.rmtree(cache / folder, ignore_errors=True)  # an incomplete older copy
             (aside / folder).rename(cache / folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     return cache
 
 

@@ -27,29 +27,3 @@ from .certification import ABSTAINED, Certificates, Smoothed, certify, lower_bou
 from .diagnostics import RULES, Finding, inspect_model
 from .evaluate import evaluate
 from .report import Report
-
-__all__ = [
-    "ABSTAINED",
-    "BUDGETS",
-    "RULES",
-    "Accuracy",
-    "AttackWarning",
-    "Auc",
-    "Budget",
-    "Certificates",
-    "Difference",
-    "Finding",
-    "Report",
-    "Smoothed",
-    "accuracy",
-    "auc",
-    "certify",
-    "evaluate",
-    "inspect_model",
-    "lower_bound",
-    "outcomes",
-    "paired_difference",
-    "plan",
-    "roc",
-    "votes",
-]

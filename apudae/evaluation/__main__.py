@@ -58,9 +58,9 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
     if ":" in args.purifier:
         return Defended(classifier, build(args.purifier).to(device).eval())
     if args.purifier not in PURIFIERS:
-        known = ", ".join(PURIFIERS)
         raise ValueError(
-            f"purifier: expected module:function or one of {known}, got {args.purifier!r}"
+            f"purifier: expected module:function or one of {', '.join(PURIFIERS)}, got "
+            f"{args.purifier!r}"
         )
     dae = models.load(args.dae, device=device)
     if args.purifier == "direct":

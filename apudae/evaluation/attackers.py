@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +27,7 @@ from ..core.calling import ask, differentiable, evaluating
 from ..purification.adaptive import Adaptive
 from ..purification.purifier import Defended, Purifier
 from ..purification.surrogates import smooth
-
-Attacked = Callable[[Tensor, Tensor, Tensor], Tensor]
+from .cost import Meter
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Attack:
     Attributes:
         name: of the attack.
         kind: see ``evaluation.report.Row``.
-        run: images, labels, index -> attacked images.
+        run: images, labels -> attacked images; told their ``index`` if it takes one.
         gradients: about how many passes through the model with a gradient it takes per image.
         forwards: and how many without.
         everywhere: attack all images, not only those that still stand.
@@ -97,7 +95,7 @@ class Attack:
 
     name: str
     kind: str
-    run: Attacked
+    run: Callable[..., Tensor]
     gradients: float = 0
     forwards: float = 0
     everywhere: bool = False
@@ -116,7 +114,7 @@ class Attack:
         """PGD along the exact gradient, on all images."""
         steps, draws = steps or budget.pgd, (draws or budget.draws) if random else 1
         view = EOT(Uncut(model), draws) if random else Uncut(model)
-        run = _with_gradients(attacks.pgd, view, random, options, steps=steps)
+        run = partial(attacks.pgd, view, steps=steps, early_stop=not random, **options)
         return cls("PGD", "white box", run, gradients=steps * draws, everywhere=True)
 
 
@@ -146,7 +144,11 @@ def plan(
     """
     draws = budget.draws if random else 1
     targets = min(budget.targets, classes - 1)
-    found: list[Attack] = []
+    noise = partial(attacks.noise, model, **{k: options[k] for k in ("eps", "norm", "seed")})
+    found = [
+        Attack("noise", "input", noise, forwards=1, everywhere=True),
+        Attack.pgd(model, budget, random, options),
+    ]
 
     def add(
         name: str,
@@ -162,16 +164,13 @@ def plan(
         fixed = kind == "ablation"
         view = EOT(view, draws) if random and not fixed else view
         runs = more.get("restarts", 1) * (targets if more.get("loss") == "dlr-targeted" else 1)
-        run = _with_gradients(attack, view, random, options, steps=steps, **more)
+        # A first success is one only if the model gives the same answer again.
+        run = partial(attack, view, steps=steps, early_stop=not random, **options, **more)
         cost = share * steps * runs * (1 if fixed else draws)
         found.append(Attack(name, kind, run, cost, everywhere=fixed))
 
-    ball = {k: options[k] for k in ("eps", "norm", "seed")}
-    noise = _on(model, partial(attacks.noise, **ball))
-    found.append(Attack("noise", "input", noise, forwards=1, everywhere=True))
-    found.append(Attack.pgd(model, budget, random, options))
     if isinstance(model, Defended):
-        transfer = _on(model.classifier, partial(attacks.pgd, steps=budget.pgd, **options))
+        transfer = partial(attacks.pgd, model.classifier, steps=budget.pgd, **options)
         found.append(Attack("transfer", "black box", transfer, forwards=1, everywhere=True))
         if _keeps_shape(model.purifier, x[:1]):
             add("BPDA", BPDA(model), 0.4)
@@ -200,58 +199,29 @@ def plan(
     else:
         add("APGD-margin", exact, loss="margin")
     view = EOT(model, draws) if random else model
-    options = options | {"queries": budget.queries, "early_stop": not random}
-    square = _on(view, partial(attacks.square, **options))
-    found.append(Attack("Square", "black box", square, forwards=budget.queries * draws))
-    return found
+    more = {"queries": budget.queries, "early_stop": not random}
+    square = partial(attacks.square, view, **more, **options)
+    return [*found, Attack("Square", "black box", square, forwards=budget.queries * draws)]
 
 
 def seconds_per_pass(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Seconds per image with a gradient and without, on up to 32 images, after a first try."""
     x, y = x[:32], y[:32]
-
-    def wait() -> float:
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter()
-
     able = differentiable(model, x[:1])
 
-    def gradient() -> None:
-        with torch.set_grad_enabled(able):
-            z = x.detach().requires_grad_(True)
+    def once(gradient: bool) -> float:
+        with Meter(model, x.device) as cost, torch.set_grad_enabled(gradient):
+            z = x.detach().requires_grad_(gradient)
             loss = cross_entropy(ask(model, z), y).sum()
             if loss.requires_grad:
                 torch.autograd.grad(loss, z, allow_unused=True)
+        return cost.seconds / len(x)
 
-    def forward() -> None:
-        with torch.no_grad():
-            ask(model, x)
-
-    taken = []
     with evaluating(model), torch.inference_mode(False):
-        for job in (gradient, forward):
-            job()
-            start = wait()
-            job()
-            taken.append((wait() - start) / len(x))
-    return taken[0], taken[1]
+        taken = [once(gradient) for gradient in (able, able, False, False)]
+    return taken[1], taken[3]
 
 
 def _keeps_shape(purifier: nn.Module, x: Tensor) -> bool:
     with torch.random.fork_rng(), torch.enable_grad():
         return purifier(x).shape == x.shape
-
-
-def _with_gradients(
-    attack: Callable, view: nn.Module, random: bool, options: dict[str, Any], **more: Any
-) -> Attacked:
-    # A first success is one only if the model gives the same answer again.
-    return _on(view, partial(attack, early_stop=not random, **options, **more))
-
-
-def _on(model: nn.Module, attack: Callable[..., Tensor]) -> Attacked:
-    def run(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return attack(model, x, y, index=index)
-
-    return run

@@ -168,8 +168,7 @@ def certify(
             first, counted = votes(model, x[k], int(index[k]), sigma, (n0, n), **shared)
             choice = int(first.argmax())
             kept = int(counted[choice])
-            sure = lower_bound(kept, n, alpha) > 0.5
-            rows.append((choice if sure else ABSTAINED, kept))
+            rows.append((choice if lower_bound(kept, n, alpha) > 0.5 else ABSTAINED, kept))
             if log:
                 log.save(at_most_every=0 if k == len(x) - 1 else 5)
     found = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
@@ -201,19 +200,14 @@ def votes(
     whole = max(batch_size // BLOCK, 1) * BLOCK
     for start in range(0, total, whole):
         size = min(whole, total - start)
-        noisy = _noise(image, key, seed, start // BLOCK, size).mul_(sigma).add_(image)
-        logits = logits_of(model, noisy)
+        blocks = range(start // BLOCK, math.ceil((start + size) / BLOCK))
+        noise = torch.cat([_normal(BLOCK, image, seed, key, block) for block in blocks])[:size]
+        logits = logits_of(model, noise.mul_(sigma).add_(image))
         if not start:
-            check_logits(logits, torch.zeros(len(noisy), dtype=torch.int64, device=image.device))
+            check_logits(logits, torch.zeros(size, dtype=torch.int64, device=image.device))
         read.append(logits.argmax(1))
     classes = logits.shape[1]
     return [part.bincount(minlength=classes).cpu() for part in torch.cat(read).split(groups)]
-
-
-def _noise(image: Tensor, key: int, seed: int, block: int, size: int) -> Tensor:
-    """Standard normal draws ``[size, C, H, W]``, from a block on."""
-    numbers = range(block, block + math.ceil(size / BLOCK))
-    return torch.cat([_normal(BLOCK, image, seed, key, number) for number in numbers])[:size]
 
 
 def _normal(n: int, image: Tensor, *keys: int) -> Tensor:

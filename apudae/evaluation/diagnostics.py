@@ -6,9 +6,8 @@ at a model (:func:`inspect_model`) or at what attacks left of it (:mod:`apudae.e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from ..attacks.objective import cross_entropy, margin
 from ..core.calling import ask, differentiable, evaluating, looks_like_probabilities
 from ..core.norms import in_ball, steepest
-from ..core.scores import paired_difference
 
 
 @dataclass(frozen=True)
@@ -143,14 +141,11 @@ def inspect_model(
         norm: ``"linf"`` or ``"l2"``.
         random: the model is known to be random.
     """
-    found = []
+    found = [Finding("random forward", "two calls do not agree")] if random else []
     z = in_ball(x, eps, norm, torch.arange(len(x)), seed=1)
     with evaluating(model), torch.inference_mode(False):
         z = z.clone()
-        with torch.no_grad(), _inner_gradients() as calls:
-            logits = ask(model, z)
-        if random:
-            found.append(Finding("random forward", "two calls do not agree"))
+        logits, calls = _inner_gradients(model, z)
         if looks_like_probabilities(logits):
             found.append(Finding("probabilities", "every row looks like a distribution"))
         slope, zero = _gradient(model, z, y)
@@ -165,7 +160,7 @@ def inspect_model(
         elif ratio is None and steady:
             seen = "the margin has no gradient"
         if seen and calls:
-            seen = f"{len(calls)} inner gradients in one forward pass, and {seen}"
+            seen = f"{calls} inner gradients in one forward pass, and {seen}"
             found.append(Finding("unseen optimisation", seen))
         elif seen and ratio is not None:
             found.append(Finding("misleading gradients", seen))
@@ -179,43 +174,37 @@ def is_cut(model: nn.Module, x: Tensor, y: Tensor) -> bool:
     return (slope.flatten(1).abs().amax(1) == 0).float().mean().item() > 0.5
 
 
-@contextmanager
-def _inner_gradients() -> Iterator[list[str]]:
-    """Calls of autograd while open: a forward pass that makes some optimises something.
+@torch.no_grad()
+def _inner_gradients(model: nn.Module, z: Tensor) -> tuple[Tensor, int]:
+    """Logits, and how often a forward pass calls autograd: one that does optimises something.
 
     Replaced is what ``grad`` and ``backward`` call, however they were imported. No public hook sees
     both and nothing else: a TorchFunctionMode would take every operation of the model through
     Python, and have a compiled model compiled anew.
     """
-    calls: list[str] = []
-    run = torch.autograd._engine_run_backward
+    calls, run = [], torch.autograd._engine_run_backward
 
     def counted(*args, **kwargs):
         calls.append("backward")
         return run(*args, **kwargs)
 
-    torch.autograd._engine_run_backward = counted
-    try:
-        yield calls
-    finally:
-        torch.autograd._engine_run_backward = run
+    with mock.patch.object(torch.autograd, "_engine_run_backward", counted):
+        logits = ask(model, z)
+    return logits, len(calls)
 
 
 def _gradient(model: nn.Module, z: Tensor, y: Tensor) -> tuple[Tensor, float]:
     """The margin's gradient, and the share of images whose cross-entropy has none."""
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        if not differentiable(model, z[:1]):
+        logits = ask(model, z) if differentiable(model, z[:1]) else None
+        if logits is None or not logits.requires_grad:
             return torch.zeros_like(z), 1.0
-        logits = ask(model, z)
-        if not logits.requires_grad:
-            return torch.zeros_like(z), 1.0
-        parts = []
-        for loss, keep in ((cross_entropy, True), (margin, False)):
-            total = loss(logits, y).sum()
-            (g,) = torch.autograd.grad(total, z, retain_graph=keep, allow_unused=True)
-            parts.append(torch.zeros_like(z) if g is None else g.nan_to_num(0.0))
-    steep, slope = parts
+        options = {"retain_graph": True, "materialize_grads": True}  # zeros where there is none
+        steep, slope = (
+            torch.autograd.grad(loss(logits, y).sum(), z, **options)[0].nan_to_num(0.0)
+            for loss in (cross_entropy, margin)
+        )
     return slope, (steep.flatten(1).abs().amax(1) < 1e-12).float().mean().item()
 
 
@@ -234,8 +223,3 @@ def _agreement(
     if not able.any():
         return None
     return ((there - back)[able] / promised[able]).median().item()
-
-
-def clearly_fewer(first: Tensor, second: Tensor) -> bool:
-    """Whether ``second`` is right on clearly fewer images than ``first`` (outcomes or rates)."""
-    return len(first) > 0 and paired_difference(first, second).high < 0

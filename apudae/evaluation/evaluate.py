@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..attacks.objective import check_attack, keys_of
 from ..attacks.suite import taken
-from ..core.arguments import check_count, check_labels, check_logits
+from ..core.arguments import check_count, check_labels, check_logits, warn
 from ..core.calling import ask, evaluating, takes_keys
 from ..core.files import fingerprint, model_fingerprint
 from ..core.norms import in_ball
@@ -87,36 +88,45 @@ def evaluate(
         ValueError: an argument that cannot be used (ε = 0 too: measure ``accuracy`` then), a model
             that was promised not to be random and is, NaN logits, or a record made otherwise.
     """
-    budget = _budget(budget)
+    if not isinstance(budget, Budget):
+        if budget not in BUDGETS:
+            raise ValueError(f"budget: expected {' or '.join(BUDGETS)} or a Budget, got {budget!r}")
+        budget = BUDGETS[budget]
     check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
     if eps == 0:
         raise ValueError("eps: expected a number > 0; without an attack, use accuracy(model, x, y)")
     check_count(len(x), "number of images")
-    _check_draws(model)
     index = keys_of(x, index)
-    settings = {
-        "title": title or type(model).__name__,
-        "eps": float(eps),
-        "norm": norm,
-        "budget": next((k for k, v in BUDGETS.items() if v == budget), "own"),
-        "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(budget).items()},
-        "own_attacks": list(attacks or {}),
-        "curves": curves,
-        "seed": seed,
-        "index_sha256": _sha256(index),
-        "model_sha256": model_fingerprint(model),
-    }
     with torch.inference_mode(False), evaluating(model):
         x, y = x.detach().clamp(0, 1), y.clone()  # copies: they may come from inference mode
-        settings["data_sha256"] = fingerprint(x)
-        settings["labels_sha256"] = _sha256(y)
+        limits = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(budget).items()}
+        settings = {
+            "title": title or type(model).__name__,
+            "eps": float(eps),
+            "norm": norm,
+            "budget": next((k for k, v in BUDGETS.items() if v == budget), "own"),
+            "options": limits,
+            "own_attacks": list(attacks or {}),
+            "curves": curves,
+            "seed": seed,
+            "index_sha256": _sha256(index),
+            "model_sha256": model_fingerprint(model),
+            "data_sha256": fingerprint(x),
+            "labels_sha256": _sha256(y),
+        }
         first = slice(0, min(len(x), 50, batch_size or 50))
-        classes = _first_look(model, x[first], y, index[first])
-        settings["random"] = _whether_random(model, x[first], eps, norm, random)
+        classes, found = _first_look(model, x[first], y, index[first], eps, norm)
+        if found and random is False:
+            raise ValueError(
+                "random: the model was said not to be, but its logits change when asked"
+            )
+        settings["random"] = found if random is None else random
         run = Evaluation(model, x, y, index, settings, budget, record, batch_size)
         if not run.report.complete:
             _go(run, first, classes, attacks or {}, progress)
-    return run.finished()
+    for finding in run.report.findings:
+        warn(f"{settings['title']}: {finding}")
+    return run.report
 
 
 def _sha256(numbers: Tensor) -> str:
@@ -140,8 +150,8 @@ def _go(
     found = {finding.name for finding in report.findings}
     masked = not found.isdisjoint(MASKS)
     options = {k: s[k] for k in ("eps", "norm", "seed")} | {"batch_size": run.batch_size}
-    known = {"random": s["random"], "classes": classes, "masked": masked}
-    planned = plan(model, x, run.budget, **known, **options)
+    looks = {"random": s["random"], "classes": classes, "masked": masked}
+    planned = plan(model, x, run.budget, **looks, **options)
     names = {attack.name for attack in planned}
     for name in own:
         if name in names | {"clean"}:
@@ -149,18 +159,23 @@ def _go(
     passable = isinstance(model, Defended) or "straight-through" in names
     if masked and not passable and "mask not found" not in found and is_cut(model, x, y):
         report.findings.append(Finding("mask not found", "the margin has no gradient, either"))
-    planned += [_own(name, model, attack, options) for name, attack in own.items()]
-    points = _points(run, options) if s["curves"] else []
-    run.start(planned, points, progress)
-    for attack in planned:
-        run.attack(attack)
-    for curve, value, attack in points:
-        run.point(curve, value, attack)
-    run.close()
+    for name, attack in own.items():
+        known = taken(attack, options)
+        planned.append(Attack(name, "own", partial(attack, model, **known), gradients=100))
+    run.finish(planned, _points(run, options) if s["curves"] else [], progress)
 
 
-def _first_look(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> int:
-    """Number of classes, after what the model answers was checked."""
+def _first_look(
+    model: nn.Module, x: Tensor, y: Tensor, index: Tensor, eps: float, norm: str
+) -> tuple[int, bool]:
+    """Number of classes and whether the model is random, after what it answers was checked."""
+    # A purifier of this package must be told its draws, or it replays one for ever.
+    inner = next((m for m in model.modules() if isinstance(m, Purifier) and m.random), None)
+    if inner is not None and not takes_keys(model):
+        raise ValueError(
+            f"model: a {type(model).__name__} cannot hand the number of a draw on to the random "
+            f"{type(inner).__name__} inside; use Defended, or a forward(x, index, draw)"
+        )
     try:
         with torch.no_grad():
             logits = ask(model, x, index=index)
@@ -173,28 +188,9 @@ def _first_look(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> int:
         ) from error
     check_logits(logits, y[: len(x)])
     check_labels(y, len(y), logits.shape[1])
-    return logits.shape[1]
-
-
-def _whether_random(
-    model: nn.Module, x: Tensor, eps: float, norm: str, promised: bool | None
-) -> bool:
-    """Found out at the images and at random points of the ball: noise may depend on the image."""
+    # At random points of the ball, too: noise may depend on the image.
     moved = in_ball(x, eps, norm, torch.arange(len(x)), seed=1)
-    found = is_random(model, x) or is_random(model, moved)
-    if found and promised is False:
-        raise ValueError("random: the model was said not to be, but its logits change when asked")
-    return found if promised is None else promised
-
-
-def _check_draws(model: nn.Module) -> None:
-    """A purifier of this package must be told its draws, or it replays one for ever."""
-    inner = next((m for m in model.modules() if isinstance(m, Purifier) and m.random), None)
-    if inner is not None and not takes_keys(model):
-        raise ValueError(
-            f"model: a {type(model).__name__} cannot hand the number of a draw on to the random "
-            f"{type(inner).__name__} inside; use Defended, or a forward(x, index, draw)"
-        )
+    return logits.shape[1], is_random(model, x) or is_random(model, moved)
 
 
 def _points(run: Evaluation, options: dict[str, Any]) -> list[tuple[str, float, Attack]]:
@@ -214,20 +210,3 @@ def _points(run: Evaluation, options: dict[str, Any]) -> list[tuple[str, float, 
         *(("steps", count, pgd(eps, steps=count)) for count in steps),
         *(("draws", count, pgd(eps, steps=most, draws=count)) for count in draws),
     ]
-
-
-def _own(
-    name: str, model: nn.Module, attack: Callable[..., Tensor], options: dict[str, Any]
-) -> Attack:
-    def run(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return attack(model, x, y, **taken(attack, options | {"index": index}))
-
-    return Attack(name, "own", run, gradients=100)
-
-
-def _budget(budget: str | Budget) -> Budget:
-    if isinstance(budget, Budget):
-        return budget
-    if budget not in BUDGETS:
-        raise ValueError(f"budget: expected {' or '.join(BUDGETS)} or a Budget, got {budget!r}")
-    return BUDGETS[budget]

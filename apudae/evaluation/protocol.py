@@ -16,14 +16,15 @@ from tqdm import tqdm
 from .. import attacks
 from ..attacks.adaptive import KNOWN_DRAW
 from ..attacks.objective import check_inside
-from ..core.arguments import check_logits, warn
+from ..attacks.suite import taken
+from ..core.arguments import check_logits
 from ..core.calling import ask, evaluating
 from ..core.record import differences
 from ..core.scores import Accuracy, outcomes, paired_difference
 from ..purification.purifier import Defended
 from .attackers import Attack, Budget, seconds_per_pass
 from .cost import Meter
-from .diagnostics import Finding, clearly_fewer
+from .diagnostics import Finding
 from .report import Report, Row
 
 
@@ -58,6 +59,7 @@ class Evaluation:
         draws = budget.scoring if settings["random"] else 1
         self.report = Report(settings, len(x), draws, images=x.clone())
         self.bar = tqdm(disable=True)
+        self.few = min(len(x), budget.curve)  # images that the curves are drawn for
         if record is not None and Path(f"{record}.json").is_file():
             old = Report.load(self.record.name, self.record.parent)
             if differ := differences(settings, old.settings):
@@ -69,33 +71,39 @@ class Evaluation:
                 self.report = old
                 self.report.images = None if old.images is None else old.images.to(x.device)
 
-    def start(self, planned: list[Attack], points: list, progress: bool) -> None:
-        """Estimate the time, begin the bar, and measure what needs no attack."""
-        names = {row.name for row in self.report.rows}
+    def finish(
+        self, planned: list[Attack], points: list[tuple[str, float, Attack]], progress: bool
+    ) -> None:
+        """All attacks and points of curves that are left, and what their results call for."""
+        report, names = self.report, {row.name for row in self.report.rows}
+        planned = [attack for attack in planned if attack.name not in names]
         if progress:
             gradient, forward = seconds_per_pass(self.model, self.x, self.y)
-            jobs = [(a, self.report.n) for a in planned if a.name not in names]
-            jobs += [(a, self.few) for _, _, a in points]
+            jobs = [(a, report.n) for a in planned] + [(a, self.few) for _, _, a in points]
             total = sum(n * (a.gradients * gradient + a.forwards * forward) for a, n in jobs)
             print(f"at most about {max(total / 60, 0.1):.1f} min on this machine", flush=True)
             self.bar = tqdm(total=len(jobs), unit="attack", leave=False)
         if "clean" not in names:
-            clean = Row("clean", "input", [-1] * self.report.n)
-            self._offer(clean, self.x, torch.arange(self.report.n))
-            self.report.rows.append(clean)
+            clean = Row("clean", "input", [-1] * report.n)
+            self._offer(clean, self.x, torch.arange(report.n))
+            report.rows.append(clean)
             if isinstance(self.model, Defended):
-                self.report.alone = self._alone(self.model.classifier)
+                report.alone = self._alone(self.model.classifier)
             self._keep()
+        for attack in planned:
+            self._attack(attack)
+        for point in points:
+            self._point(*point)
+        if report.draws > 1:
+            fresh = self._misread(report.images, torch.arange(report.n), first=report.draws)
+            report.rescored = fresh.tolist()
+        report.findings += judge(report)
+        report.complete = True
+        self._keep()
+        self.bar.close()
 
-    @property
-    def few(self) -> int:
-        """Images that the curves are drawn for."""
-        return min(self.report.n, self.budget.curve)
-
-    def attack(self, attack: Attack) -> None:
+    def _attack(self, attack: Attack) -> None:
         """Run one on all images, or on those that still stand, and keep what it found."""
-        if any(row.name == attack.name for row in self.report.rows):
-            return
         self.bar.set_postfix_str(attack.name)
         place = torch.arange(self.report.n)
         if not attack.everywhere:
@@ -104,10 +112,10 @@ class Evaluation:
         if len(place):
             counted = self.model.classifier if isinstance(self.model, Defended) else self.model
             with Meter(counted, self.x.device) as cost:
-                at = place.to(self.x.device)
-                images = attack.run(self.x[at], self.y[at], self.index[place]).detach()
+                named = taken(attack.run, {"index": self.index[place]})
+                images = attack.run(self.x[place], self.y[place], **named).detach()
             s = self.report.settings
-            check_inside(images, self.x[at], s["eps"], s["norm"], attack.name)
+            check_inside(images, self.x[place], s["eps"], s["norm"], attack.name)
             row.calls, row.seconds = cost.images / len(place), cost.seconds
             row.mebibytes = cost.mebibytes
             if attack.kind == "ablation":
@@ -117,41 +125,23 @@ class Evaluation:
         self._keep()
         self.bar.update()
 
-    def point(self, curve: str, value: float, attack: Attack) -> None:
+    def _point(self, curve: str, value: float, attack: Attack) -> None:
         """One point of a curve, on the first images."""
         done = self.report.curves.setdefault(curve, {})
         if str(value) in done:
             return
         self.bar.set_postfix_str(f"{attack.name}, {curve} = {value:g}")
         part = torch.arange(self.few)
-        images = attack.run(self.x[: self.few], self.y[: self.few], self.index[: self.few])
+        images = attack.run(self.x[part], self.y[part], index=self.index[part])
         done[str(value)] = self._misread(images, part).tolist()
         self._keep()
         self.bar.update()
 
-    def close(self) -> None:
-        """Score again on fresh draws, raise what the results call for, save."""
-        report = self.report
-        if report.draws > 1:
-            fresh = self._misread(report.images, torch.arange(report.n), first=report.draws)
-            report.rescored = fresh.tolist()
-        report.findings += judge(report)
-        report.complete = True
-        self._keep()
-        self.bar.close()
-
-    def finished(self) -> Report:
-        """The report, its warnings drawn."""
-        for finding in self.report.findings:
-            warn(f"{self.report.settings['title']}: {finding}")
-        return self.report
-
     def _alone(self, classifier: nn.Module) -> dict[str, list[int]]:
         """Which images the classifier misreads without its defense, clean and under PGD."""
         options = {key: self.report.settings[key] for key in ("eps", "norm", "seed")}
-        options |= {"index": self.index, "batch_size": self.batch_size}
-        options |= {"steps": self.budget.pgd, "early_stop": True}
-        hit = attacks.pgd(classifier, self.x, self.y, **options)
+        options |= {"index": self.index, "batch_size": self.batch_size, "steps": self.budget.pgd}
+        hit = attacks.pgd(classifier, self.x, self.y, early_stop=True, **options)
         return {
             k: (~outcomes(classifier, z, self.y, batch_size=self.size)).int().tolist()
             for k, z in {"clean": self.x, "PGD": hit}.items()
@@ -163,24 +153,20 @@ class Evaluation:
         before = report.counts() if report.rows else counts.clone()
         counts[place] = self._misread(images, place)
         row.misread = counts.tolist()
-        better = (counts > before)[place].to(self.x.device)
-        at = place.to(self.x.device)[better]
-        report.images[at] = images[better].to(report.images.dtype)
+        better = (counts > before)[place]
+        report.images[place[better]] = images[better].to(report.images.dtype)
 
     @torch.no_grad()
     def _misread(self, images: Tensor, place: Tensor, *, first: int = 0, draws: int = 0) -> Tensor:
         """Of the scoring draws, how many are misread, int64 ``[len(place)]`` on the CPU."""
-        draws = draws or self.report.draws
         counts = torch.zeros(len(place), dtype=torch.int64)
+        parts = zip(*(whole.split(self.size) for whole in (images, place, counts)), strict=True)
         with evaluating(self.model):
-            for start in range(0, len(place), self.size):
-                part = slice(start, start + self.size)
-                labels = self.y[place[part].to(self.y.device)]
-                for draw in range(first, first + draws):
-                    keys = self.index[place[part]]
-                    logits = ask(self.model, images[part], draw=draw, index=keys)
-                    check_logits(logits, labels)
-                    counts[part] += (logits.argmax(1) != labels).long().cpu()
+            for some, at, count in parts:
+                for draw in range(first, first + (draws or self.report.draws)):
+                    logits = ask(self.model, some, draw=draw, index=self.index[at])
+                    check_logits(logits, self.y[at])
+                    count += (logits.argmax(1) != self.y[at]).long().cpu()  # a part of counts
         return counts
 
     def _keep(self) -> None:
@@ -190,25 +176,23 @@ class Evaluation:
 
 def judge(report: Report) -> list[Finding]:
     """Warnings that the results themselves call for; see :data:`apudae.evaluation.RULES`."""
-    found = []
-    ran = {row.name for row in report.rows}
+    found: list[Finding] = []
 
     def compare(rule: str, first: Tensor, second: Tensor, seen: str) -> None:
         """Raise a rule where fewer images are right in ``second`` than in ``first``."""
-        if clearly_fewer(first, second):
-            gap = paired_difference(first, second)
+        gap = paired_difference(first, second)
+        if gap.high < 0:
             found.append(Finding(rule, f"{seen} {gap}"))
 
     white = report.right("PGD")
-    if "transfer" in ran:
+    if any(row.name == "transfer" for row in report.rows):
         compare("black box wins", white, report.right("transfer"), "transfer against PGD:")
-    if "Square" in ran:
-        pair = (report.outcomes(report.counts(without=name)) for name in ("Square", ""))
-        compare("black box wins", *pair, "with Square the worst case falls by")
+    pair = (report.outcomes(report.counts(without=name)) for name in ("Square", ""))
+    compare("black box wins", *pair, "with Square the worst case falls by")
     compare("noise wins", white, report.right("noise"), "noise against PGD:")
     steps = report.points("steps")
     most = max(steps, default=0.0)
-    weaker = [f"{k:g}" for k in steps if clearly_fewer(steps[most], steps[k])]
+    weaker = [f"{k:g}" for k in steps if paired_difference(steps[most], steps[k]).high < 0]
     if weaker:
         seen = f"PGD with {most:g} steps leaves more than with {', '.join(weaker)}"
         found.append(Finding("more steps are weaker", seen))

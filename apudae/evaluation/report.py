@@ -165,8 +165,8 @@ class Report:
             cells = ["chosen per image", "fresh draws", self.n, self.worst, self.worst]
             rows.append([*cells, "–", "–", "–"])
         on = " (on the draws that choose)" if self.draws > 1 else ""  # so a little too low
-        header = ["attack", "kind", "n", "read rightly", f"worst case so far{on}"]
-        header += ["calls", "s", "MiB"]
+        so_far = f"worst case so far{on}"
+        header = ["attack", "kind", "n", "read rightly", so_far, "calls", "s", "MiB"]
         if brief:
             bare = len(self.alone)  # of these the accuracy stands in another column
             rows = [[*row[:2], row[3 if k < bare else 4]] for k, row in enumerate(rows)]
@@ -214,9 +214,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, without the images."""
-        whole = asdict(self) | {"findings": [asdict(f) for f in self.findings]}
-        whole.pop("images")
-        return whole
+        return {key: value for key, value in asdict(self).items() if key != "images"}
 
     def save(self, name: str, folder: Path, *, device: torch.device | str = "cpu") -> Path:
         """Write ``name.json``, and the images beside it; each whole or not at all.

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from .colours import CLASSIFIERS, SETS
-from .commands import COMMANDS, PROGRAM, Request, status
+from .commands import COMMANDS, PROGRAM, status
 from .place import Place
 
 
@@ -37,12 +36,8 @@ def parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="DEFENSE", help="defenses to compare (default: all)")
     add("--data", choices=SETS, default=SETS[0], help="of the runs on CIFAR-10 (the original)")
     add("--folder", type=Path, help="of photographs, one folder for each class")
-    add(
-        "--classifier",
-        choices=CLASSIFIERS,
-        default=CLASSIFIERS[0],
-        help="of imagenet (the one that needs no download)",
-    )
+    told = "of imagenet (the one that needs no download)"
+    add("--classifier", choices=CLASSIFIERS, default=CLASSIFIERS[0], help=told)
     return found
 
 
@@ -54,9 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         for kind, name, state in status(place):
             print(f"{kind:12}{name:30}{state}")
         return
-    asked = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
     try:
-        COMMANDS[args.name].run(place, asked)
+        COMMANDS[args.name].run(place, args)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 

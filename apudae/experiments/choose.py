@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from .. import attacks, data
 from ..core import scores
 from ..core.calling import ask
-from ..core.record import Record, Row, pack, unpack
-from ..data import Split
-from .place import Place
+from ..core.record import Record, Row, counted, unpack
+from .place import Options, Place
 
-Options = dict[str, Any]
 Asked = tuple[list[Tensor], Tensor]  # images [n, C, H, W] for each ε, and their labels
 
 
@@ -67,8 +65,8 @@ class Choice:
     """
 
     record: str
-    trials: Callable[[Record, Split, Place], Iterable[Trial]]
-    images: Callable[[Place], Split]
+    trials: Callable[[Record, data.Split, Place], Iterable[Trial]]
+    images: Callable[[Place], data.Split]
     classifier: Callable[[Place], nn.Module]
     epsilons: tuple[float, ...]
     steps: int
@@ -99,16 +97,14 @@ class Choice:
             "outcomes": "per eps, in the order of the split: record.unpack(text, n)",
         }
         for name, value in self.about(place).items():
-            joins = isinstance(value, dict) and name in about
-            about[name] = about[name] | value if joins else value
+            about[name] = about[name] | value if isinstance(about.get(name), dict) else value
         keys = ("split", "defense", "options") if self.splits else ("defense", "options")
         record = Record(self.record, about, place.results, keys=keys, device=place.device)
         if "chosen" in record.more:
             return
         shared = cache(lambda: (attacked(net, x, y, self.epsilons, self.steps), y))
-        for trial in self.trials(record, Split(x, y), place):
-            key = (trial.defense, trial.options)
-            key = (trial.split, *key) if self.splits else key
+        for trial in self.trials(record, data.Split(x, y), place):
+            key = tuple(getattr(trial, k) for k in keys)
             record.measure(key, partial(self._row, trial, shared))
 
     def _row(self, trial: Trial, shared: Callable[[], Asked]) -> Row:
@@ -116,17 +112,16 @@ class Choice:
         images, y = trial.asked(model) if trial.asked else shared()
         y = y[: trial.n]
         index = torch.arange(len(y)) if self.keyed else None
-        right = [scores.outcomes(model, z[: trial.n], y, index=index) for z in images]
-        found = {"n": len(y), "correct": [int(r.sum()) for r in right]}
-        return found | {"outcomes": [pack(r) for r in right]} | trial.more
+        rows = [counted(scores.outcomes(model, z[: trial.n], y, index=index)) for z in images]
+        found = {k: [row[k] for row in rows] for k in ("correct", "outcomes")}
+        return {"n": len(y)} | found | trial.more
 
 
 def attacked(
     classifier: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float], steps: int
 ) -> list[Tensor]:
     """Images under PGD on the classifier alone, for each ε."""
-    pgd = partial(attacks.pgd, classifier, x, y, steps=steps)
-    return [pgd(eps=eps) if eps else x for eps in epsilons]
+    return [attacks.pgd(classifier, x, y, eps=eps, steps=steps) if eps else x for eps in epsilons]
 
 
 def score(row: Row) -> int:

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from ..core.scores import Accuracy, Difference, paired_difference
 from ..plots import Table
-from . import digits as tables
 from .choose import best, outcomes
 from .compare import CLEAN, STRONG
+from .digit_choices import PURIFIER_EPS, VARIANTS
 from .place import Place
 from .results import results
 
 HOLDS, FAILS, OPEN, NOTHING = "holds", "does not hold", "not decided", "both fall"
 LITTLE = 5.0  # per cent: what keeps no more has fallen
-CLEANS = "1. a DAE helps"
-BETTER = "2. adaptive beats direct"
+CLEANS, BETTER = "1. a DAE helps", "2. adaptive beats direct"
 STURDIER = "3. even if the attacker knows"
 TRAINED = "4. trained on attacks"  # this book's own
 PART, ALL = "knows the classifier", "knows everything"
@@ -63,29 +62,33 @@ class Claim:
 
     def row(self) -> list[str]:
         """Its cells in :func:`claims`."""
-        before, after = (Accuracy.of(part).percent for part in (self.other, self.one))
-        kept = f"{before:.1f} % → {after:.1f} %".replace(" ", "\N{NO-BREAK SPACE}")
-        images, link = f"{len(self.one):,} {self.images}", f"[{self.verdict}]({self.chapter})"
-        return [self.text, images, kept, str(self.gain), link]
+        before, after = (f"{Accuracy.of(k).percent:.1f} %" for k in (self.other, self.one))
+        return [
+            self.text,
+            f"{len(self.one):,} {self.images}",
+            f"{before} → {after}".replace(" ", "\N{NO-BREAK SPACE}"),
+            str(self.gain),
+            f"[{self.verdict}]({self.chapter})",
+        ]
 
 
 def each_claim(place: Place | None = None) -> Iterator[Claim]:
     """The three claims on digits, on CIFAR-10 and on photographs; then one of this book's own."""
     place = place or Place()
     digits, eps = results("mnist", place=place), 0.2
-    on, chosen = f"digits, {eps}", "adaptive, chosen"
+    on = f"digits, {eps}"
     pair = digits.shared(["no defense", "direct"], "PGD", eps)
     yield Claim(CLEANS, PART, on, *pair, "09_against_other_defenses")
-    record = place.record(tables.VARIANTS.record)
+    record = place.record(VARIANTS.record)
     tested = [row for row in record["rows"] if row["split"] == "test"]
-    names = ("direct", record["chosen"]["variant"])
-    pair = [outcomes(best(tested, name))[record["eps"].index(eps)] for name in names]
+    rows = [best(tested, name) for name in ("direct", record["chosen"]["variant"])]
+    pair = [outcomes(row)[record["eps"].index(eps)] for row in rows]
     yield Claim(BETTER, PART, on, *pair, "06_adaptive_purification")
-    pair = [digits.right(name, STRONG, eps) for name in ("direct", chosen)]
+    pair = [digits.right(name, STRONG, eps) for name in ("direct", "adaptive, chosen")]
     yield Claim(STURDIER, ALL, on, *pair, "08_honest_evaluation")
     yield from _of_colours("cifar10", "CIFAR-10 (JPEG copy), 8/255", "10_cifar10", place)
     yield from _of_colours("imagenet", "photographs, 4/255", "11_imagenet", place, relative=True)
-    eps = tables.PURIFIER_EPS["linf"]
+    eps = PURIFIER_EPS["linf"]
     one = results("mnist_purifier", place=place).right("purifier", STRONG, eps)
     other = digits.right("direct", STRONG, eps)
     n = min(len(one), len(other))

@@ -19,13 +19,10 @@ from torch import nn
 
 from .. import attacks, data
 from ..attacks import as_published
+from ..core.arguments import require
 from ..core.record import Row
-from ..data import Split
 from ..evaluation import BUDGETS, Budget
-from ..purification import (
-    PRESETS,
-    Direct,
-)
+from ..purification import PRESETS, Direct
 from . import defenses, photographs, recipes
 from .choose import Choice
 from .compare import Profile, Study
@@ -35,10 +32,8 @@ from .recipes import COLOUR_EPS
 from .verdicts import Certified, Verdict
 
 SETS = ("cifar10", "cifar10-jpeg")
-CLASSIFIERS = (
-    "efficientnet-lite0",
-    "resnet50",
-)  # settings of photographs are chosen round the first
+# Of photographs; their settings are chosen round the first.
+CLASSIFIERS = ("efficientnet-lite0", "resnet50")
 NET, DAE = "cifar10-resnet", "cifar10-dae"
 _ONE = (4 / 255,)
 _SMALL = Budget(pgd=20, apgd=20, targets=1, queries=100, draws=1, weights=(0.1,), scoring=5)
@@ -71,18 +66,17 @@ def cifar10_plan(name: str = SETS[0]) -> Plan:
 
 def cifar10_choice(name: str = SETS[0]) -> Choice:
     """What was chosen on one of :data:`SETS`."""
-    about, epsilons = {"name": data.TITLES[name]}, (0.0, COLOUR_EPS)
-    return cifar10_plan(name).choice("cifar10_selection", 500, about, epsilons=epsilons)
+    return cifar10_plan(name).choice(
+        "cifar10_selection", 500, {"name": data.TITLES[name]}, epsilons=(0.0, COLOUR_EPS)
+    )
 
 
 def cifar10(name: str = SETS[0]) -> Study:
     """What is compared on one of :data:`SETS`."""
-    if name not in SETS:
-        raise ValueError(f"data: expected {' or '.join(SETS)}, got {name!r}")
+    require(name in SETS, f"data: expected {' or '.join(SETS)}, got {name!r}")
     plan, choice = cifar10_plan(name), cifar10_choice(name)
     few = [*map(adaptively, plan.variants), DEFAULT]
     logged, eps = as_published.LOGGED_N, (COLOUR_EPS,)
-    bim = {"steps": as_published.STEPS, "step_size": as_published.STEP_SIZE}
     return Study(
         name="cifar10",
         images=lambda place, profile: place.load("cifar10-20" if profile == "quick" else name),
@@ -92,7 +86,7 @@ def cifar10(name: str = SETS[0]) -> Study:
             "noise": attacks.noise,
             "FGSM": attacks.fgsm,
             "R-FGSM": partial(attacks.rfgsm, alpha=as_published.ALPHA),
-            "BIM": partial(attacks.bim, **bim),
+            "BIM": partial(attacks.bim, steps=as_published.STEPS, step_size=as_published.STEP_SIZE),
             "authors' noise": as_published.noise,
             "authors' FGSM": as_published.fgsm,
             "authors' R-FGSM": as_published.rfgsm,
@@ -163,18 +157,13 @@ IMAGENET = "ImageNet (500 training images, probably)"
 DIVIDED = {"train": 260, "validation": 40}  # photographs; the rest are test images
 
 
-def network(name: str, place: Place) -> nn.Module:
-    """A pretrained classifier of :data:`CLASSIFIERS`."""
-    return photographs.classifier(name, place.device)
-
-
 def imagenet_plan(folder: Path | None = None) -> Plan:
     """What is tried on a folder of photographs; by default ``imagenet_sample`` below the root."""
 
-    def part(split: str, place: Place) -> Split:
-        listing = photographs.divide(photographs.find(folder, place.root), **DIVIDED)[split]
+    def part(split: str, place: Place) -> data.Split:
+        parts = photographs.divide(photographs.find(folder, place.root), **DIVIDED)
         take = photographs.crops if split == "train" else photographs.centres
-        return place.here(take(listing))
+        return place.here(take(parts[split]))
 
     return Plan(
         dae="imagenet-dae",
@@ -193,7 +182,7 @@ def imagenet_plan(folder: Path | None = None) -> Plan:
             "sign": ({}, {"step_size": 0.5 / 255}),
         },
         published=1,
-        classifier=partial(network, CLASSIFIERS[0]),
+        classifier=lambda place: photographs.classifier(CLASSIFIERS[0], place.device),
     )
 
 
@@ -203,31 +192,30 @@ def imagenet_choice(folder: Path | None = None, place: Place | None = None) -> C
     if place is not None:
         parts = photographs.divide(photographs.find(folder, place.root), **DIVIDED)
         about["seen_sha256"] = [k for split in DIVIDED for k in photographs.keys(parts[split])]
-    epsilons = (0.0, *_ONE)
-    return imagenet_plan(folder).choice("imagenet_selection", 40, about, epsilons=epsilons)
+    return imagenet_plan(folder).choice("imagenet_selection", 40, about, epsilons=(0.0, *_ONE))
 
 
 def imagenet(folder: Path | None = None, classifier: str = CLASSIFIERS[0]) -> Study:
     """What is compared on photographs around a classifier of :data:`CLASSIFIERS`."""
-    if classifier not in CLASSIFIERS:
-        known = " or ".join(CLASSIFIERS)
-        raise ValueError(f"classifier: expected {known}, got {classifier!r}")
+    known = " or ".join(CLASSIFIERS)
+    require(classifier in CLASSIFIERS, f"classifier: expected {known}, got {classifier!r}")
     plan, choice, ours = imagenet_plan(folder), imagenet_choice(), classifier == CLASSIFIERS[0]
-    net = plan.classifier if ours else partial(network, classifier)
     few = [*map(adaptively, plan.variants), DEFAULT]
 
-    def images(place: Place, profile: str) -> Split:
+    def other(place: Place) -> nn.Module:
+        return photographs.classifier(classifier, place.device)
+
+    def images(place: Place, profile: str) -> data.Split:
         if profile == "quick":
             return place.load("photographs")
-        record = place.record(choice.record)
-        seen = record["data"]["seen_sha256"] if record else ()
+        seen = place.record(choice.record).get("data", {"seen_sha256": ()})["seen_sha256"]
         left = photographs.unseen(photographs.find(folder, place.root), seen)
         return photographs.centres(data.Listing(*(part[:100] for part in left)))
 
     return Study(
         name="imagenet" if ours else f"imagenet_{classifier}",
         images=images,
-        defenses=plan.defenses(choice, net, ()),
+        defenses=plan.defenses(choice, plan.classifier if ours else other, ()),
         attacks={
             "noise": attacks.noise,
             "FGSM": attacks.fgsm,

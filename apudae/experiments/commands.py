@@ -5,41 +5,24 @@ A command is a row of :data:`COMMANDS`: what it runs, and which weights and reco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..core.record import maker, outdated
-from . import colours, digits, plans, recipes
+from . import colours, digit_choices, digits, plans, recipes
 from .choose import Choice
 from .compare import Study
 from .place import Place
-from .recipes import train_missing
 from .verdicts import Certified, Ladder, Verdict
 
 PROGRAM = "python -m apudae.experiments"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a command is asked for besides its name.
-
-    Attributes:
-        profile: of a comparison.
-        only: defenses to compare; all without.
-        data: which set of CIFAR-10.
-        folder: of photographs.
-        classifier: of photographs.
-    """
-
-    profile: str = "full"
-    only: list[str] | None = None
-    data: str = colours.SETS[0]
-    folder: Path | None = None
-    classifier: str = colours.CLASSIFIERS[0]
+Recorded = Choice | Verdict | Ladder | Certified | Study
+Run = Callable[[Place, Namespace], object]
 
 
 @dataclass(frozen=True)
@@ -48,7 +31,7 @@ class Command:
 
     Attributes:
         help: what it is for, and how long it takes on two CPU cores.
-        run: does what has not been done.
+        run: does what has not been done, from a place and the options of the command line.
         weights: names of the networks it makes.
         rows: tables whose records it fills.
         gpu: whether it is meant for a GPU.
@@ -56,43 +39,35 @@ class Command:
     """
 
     help: str
-    run: Callable[[Place, Request], object]
+    run: Run
     weights: tuple[str, ...] = ()
-    rows: tuple[Choice | Verdict | Ladder | Certified | Study, ...] = ()
+    rows: tuple[Recorded, ...] = ()
     gpu: bool = False
     either: bool = False
 
 
-def mnist_weights(place: Place, asked: Request) -> None:
-    """The classifier, a DAE for each noise level, and the choice."""
-    train_missing(recipes.DIGITS, partial(digits.train, place), place, test=digits.test)
-    digits.SELECTION.run(place)
+def after(networks: Mapping[str, recipes.Recipe], run: Run, **options: Any) -> Run:
+    """A run before which networks for digits are trained, those that are missing."""
+
+    def both(place: Place, asked: Namespace) -> None:
+        recipes.train_missing(networks, partial(digit_choices.train, place), place, **options)
+        run(place, asked)
+
+    return both
 
 
-def mnist_baselines(place: Place, asked: Request) -> None:
-    """Networks of the published defenses, and their settings."""
-    train_missing(recipes.PUBLISHED, partial(digits.train, place), place)
-    digits.TUNING.run(place)
-
-
-def mnist(place: Place, asked: Request) -> None:
-    """The comparison of all defenses."""
-    train_missing(recipes.PUBLISHED, partial(digits.train, place), place)
-    digits.COMPARISON.run(place, asked.profile, asked.only)
-
-
-def mnist_purifier(place: Place, asked: Request) -> None:
+def mnist_purifier(place: Place, asked: Namespace) -> None:
     """The purifier that is trained through the classifier, from choice to comparison."""
     if asked.profile != "quick":
-        digits.PURIFIER_CHOICE.run(place)
-        wanted = digits.purifier_recipes(digits.PURIFIER_CHOICE.chosen(place))
-        train_missing(wanted, partial(digits.train, place), place)
+        digit_choices.PURIFIER_CHOICE.run(place)
+        wanted = digit_choices.purifier_recipes(digit_choices.PURIFIER_CHOICE.chosen(place))
+        recipes.train_missing(wanted, partial(digit_choices.train, place), place)
         print(digits.PURIFIER_VERDICT.run(place).summary(), flush=True)
     for study in (digits.PURIFIER, digits.PURIFIER_L2):
         study.run(place, asked.profile, asked.only)
 
 
-def cifar10(place: Place, asked: Request) -> None:
+def cifar10(place: Place, asked: Namespace) -> None:
     """Networks, choice and comparison on either set."""
     study, plan = colours.cifar10(asked.data), colours.cifar10_plan(asked.data)
     plans.take_along(study.choice, plan, place)
@@ -101,13 +76,13 @@ def cifar10(place: Place, asked: Request) -> None:
         if study.choice.chosen(place) and made != asked.data:
             raise ValueError(f"{study.choice.record}.json was made with {made}; name other folders")
         train = partial(plan.train, place)
-        train_missing(recipes.CIFAR10, train, place)
+        recipes.train_missing(recipes.CIFAR10, train, place)
         study.choice.run(place)
-        train_missing(recipes.CIFAR10_TRAINED, train, place)
+        recipes.train_missing(recipes.CIFAR10_TRAINED, train, place)
     study.run(place, asked.profile, asked.only)
 
 
-def imagenet(place: Place, asked: Request) -> None:
+def imagenet(place: Place, asked: Namespace) -> None:
     """DAEs, choice and comparison on a folder of photographs."""
     study, plan = colours.imagenet(asked.folder, asked.classifier), colours.imagenet_plan()
     plans.take_along(study.choice, plan, place)
@@ -116,31 +91,28 @@ def imagenet(place: Place, asked: Request) -> None:
     study.run(place, asked.profile, asked.only)
 
 
-def certify(place: Place, subject: Certified) -> None:
-    """DAEs for each noise level, certificates, and attacks on what is certified."""
-    train = partial(subject.images, place, split="train", dtype=torch.uint8)
-    train_missing(subject.recipes(), train, place)
-    subject.run(place)
-
-
-def cifar10_purifier(place: Place, asked: Request) -> None:
+def cifar10_purifier(place: Place, asked: Namespace) -> None:
     """A purifier of colours that is trained through the classifier, and its verdict."""
     train = partial(place.load, asked.data, "train", dtype=torch.uint8)
-    train_missing(recipes.CIFAR10_PURIFIER, train, place)
+    recipes.train_missing(recipes.CIFAR10_PURIFIER, train, place)
     print(colours.purifier_verdict(asked.data).run(place).summary(), flush=True)
 
 
 COMMANDS = {
     "mnist-weights": Command(
         "train the classifier of digits and DAEs of several noise levels, choose (half an hour)",
-        mnist_weights,
-        (digits.CLASSIFIER, digits.DAE),
-        (digits.SELECTION,),
+        after(
+            recipes.DIGITS,
+            lambda place, asked: digit_choices.SELECTION.run(place),
+            test=digit_choices.test,
+        ),
+        (digit_choices.CLASSIFIER, digit_choices.DAE),
+        (digit_choices.SELECTION,),
     ),
     "mnist-variants": Command(
         "compare the variants of purification, choose one, and test it (an hour)",
-        lambda place, asked: digits.VARIANTS.run(place),
-        rows=(digits.VARIANTS,),
+        lambda place, asked: digit_choices.VARIANTS.run(place),
+        rows=(digit_choices.VARIANTS,),
     ),
     "mnist-ladder": Command(
         "attackers who know more and more of a defense (three quarters of an hour)",
@@ -154,13 +126,16 @@ COMMANDS = {
     ),
     "mnist-baselines": Command(
         "train the networks of published defenses, choose their settings (an hour and a half)",
-        mnist_baselines,
+        after(recipes.PUBLISHED, lambda place, asked: digit_choices.TUNING.run(place)),
         tuple(recipes.PUBLISHED),
-        (digits.TUNING,),
+        (digit_choices.TUNING,),
     ),
     "mnist": Command(
         "compare all defenses under weak and strong attackers (many hours)",
-        mnist,
+        after(
+            recipes.PUBLISHED,
+            lambda place, asked: digits.COMPARISON.run(place, asked.profile, asked.only),
+        ),
         rows=(digits.COMPARISON,),
     ),
     "cifar10": Command(
@@ -178,7 +153,7 @@ COMMANDS = {
     ),
     "mnist-certified": Command(
         "certify digits by denoised smoothing, attack what is certified (two hours)",
-        lambda place, asked: certify(place, digits.CERTIFIED),
+        lambda place, asked: digits.CERTIFIED.run(place),
         tuple(digits.CERTIFIED.recipes()),
         (digits.CERTIFIED,),
     ),
@@ -186,11 +161,16 @@ COMMANDS = {
         "train a purifier through the frozen classifier, judge it, compare it (some hours)",
         mnist_purifier,
         ("mnist-purifier", "mnist-purifier-l2", *recipes.OTHERS),
-        (digits.PURIFIER_CHOICE, digits.PURIFIER_VERDICT, digits.PURIFIER, digits.PURIFIER_L2),
+        (
+            digit_choices.PURIFIER_CHOICE,
+            digits.PURIFIER_VERDICT,
+            digits.PURIFIER,
+            digits.PURIFIER_L2,
+        ),
     ),
     "cifar10-certified": Command(
         "certify colour images; for a GPU",
-        lambda place, asked: certify(place, colours.certified(asked.data)),
+        lambda place, asked: colours.certified(asked.data).run(place),
         tuple(colours.certified().recipes()),
         (colours.certified(),),
         gpu=True,
@@ -214,22 +194,23 @@ def status(place: Place) -> list[tuple[str, str, str]]:
         run = f"{PROGRAM} {name}"
         if command.either and images != colours.SETS[0]:
             run += f" --data {images}"
-        gpu = ", on a GPU" if command.gpu else ""
+        here = f"{run}, on a GPU" if command.gpu else run
         for net in command.weights:
-            state = "there" if place.has(net) else f"missing: {run}{gpu}"
-            found.append(("weights", net, state))
+            found.append(("weights", net, "there" if place.has(net) else f"missing: {here}"))
         for row in command.rows:
-            if not isinstance(row, Study):
-                state = _state(place, row.record, row.missing(place), run + gpu)
-                found.append(("record", row.record, state))
-                continue
-            for profile in row.profiles:
-                record, left = row.record(profile), row.missing(place, profile)
-                state = _state(place, record, left, run + gpu)
+            for record, left, profile in _records(row, place):
+                state = _state(place, record, left, here)
                 if left and profile == "quick":
                     state = f"not made: {run} --profile quick; a small one of your own"
                 found.append(("record", record, state))
     return found
+
+
+def _records(row: Recorded, place: Place) -> list[tuple[str, list, str]]:
+    """Of a table: each one's name, what it lacks, and its profile."""
+    if isinstance(row, Study):
+        return [(row.record(k), row.missing(place, k), k) for k in row.profiles]
+    return [(row.record, row.missing(place), "full")]
 
 
 def _state(place: Place, record: str, left: list, run: str) -> str:

@@ -9,9 +9,10 @@ stopped is of use.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -19,16 +20,15 @@ from torch import Tensor, nn
 
 from .. import attacks, data
 from ..core import scores
-from ..core.arguments import AttackWarning
+from ..core.arguments import AttackWarning, require
 from ..core.calling import differentiable
 from ..core.files import model_fingerprint
-from ..core.record import Record, Row, outdated, pack, unpack
-from ..data import Split
+from ..core.record import Record, Row, counted, outdated, pack, unpack
 from ..evaluation import Budget, evaluate
 from ..evaluation.cost import Meter
 from ..purification import Defended
 from .choose import Choice, milliseconds
-from .defenses import Defense, build_all
+from .defenses import Defense
 from .place import Place
 from .verdicts import Verdict
 
@@ -101,7 +101,7 @@ class Study:
     """
 
     name: str
-    images: Callable[[Place, str], Split]
+    images: Callable[[Place, str], data.Split]
     defenses: Mapping[str, Defense]
     attacks: Mapping[str, Callable[..., Tensor]]
     epsilons: tuple[float, ...]
@@ -137,26 +137,26 @@ class Study:
         """The defenses whose weights and settings are there, by name."""
         if self.choice and not self.choice.chosen(place):
             return {"no defense": self.defenses["no defense"].build(place)}
-        return build_all(self.at(place).defenses, place)
+        kept = self.at(place).defenses
+        return {k: row.build(place) for k, row in kept.items() if place.has(*row.weights)}
 
     def rows(self, profile: Profile, defense: str) -> list[tuple[str, float]]:
         """Attack and ε of all rows that a defense has under a profile."""
-        weak = [(attack, eps) for attack in self.attacks for eps in self.epsilons]
+        found = [(CLEAN, 0.0), *product(self.attacks, self.epsilons), (CW, 0.0)]
         judged = defense in {verdict.defense for verdict in self.verdicts}
-        strong = (profile.ours or not judged) and profile.n(defense, STRONG) > 0
-        epsilons = profile.epsilons if strong else ()
-        return [(CLEAN, 0.0), *weak, (CW, 0.0), *((STRONG, eps) for eps in epsilons)]
+        if (profile.ours or not judged) and profile.n(defense, STRONG):
+            found += product([STRONG], profile.epsilons)
+        return found
+
+    def keys(self, profile: Profile, defenses: Iterable[str]) -> list[tuple[str, str, float]]:
+        """Of all rows that defenses have under a profile."""
+        return [(name, *pair) for name in defenses for pair in self.rows(profile, name)]
 
     def missing(self, place: Place, profile: str = "full") -> list[tuple[str, str, float]]:
         """Keys of the rows that a record does not have yet."""
-        study, stored = self.at(place), place.record(self.record(profile)).get("rows", [])
-        there = {tuple(row[k] for k in KEYS) for row in stored}
-        wanted = [
-            (name, *pair)
-            for name in study.defenses
-            for pair in study.rows(study.profiles[profile], name)
-        ]
-        return [key for key in wanted if key not in there]
+        study = self.at(place)
+        wanted = study.keys(study.profiles[profile], study.defenses)
+        return place.lacking(self.record(profile), KEYS, wanted)
 
     def run(self, place: Place, profile: str = "full", only: list[str] | None = None) -> None:
         """Fill the record of a profile; rows that older code made are named, and kept.
@@ -185,15 +185,18 @@ class Comparison:
     def __init__(
         self, study: Study, place: Place, profile: str, only: list[str] | None = None
     ) -> None:
-        unknown = sorted(set(only or ()) - set(study.defenses))
-        if unknown:
-            known = ", ".join(study.defenses)
-            raise ValueError(f"only: expected {known}; got {', '.join(unknown)}")
+        unknown = ", ".join(sorted(set(only or ()) - set(study.defenses)))
+        require(not unknown, f"only: expected {', '.join(study.defenses)}; got {unknown}")
         self.study, self.place, sizes = study, place, study.profiles[profile]
         self.models = {k: m for k, m in study.build(place).items() if not only or k in only}
         self.sha256 = {k: model_fingerprint(model)[:16] for k, model in self.models.items()}
         self.x, self.y = place.here(study.images(place, sizes.data).take(sizes.weak))
         self.profile = sizes.within(len(self.x))
+        self.weak: dict[str, Callable[..., Tensor]] = {  # in the order of their rows
+            CLEAN: lambda model, x, y: x,
+            **study.attacks,
+            CW: lambda model, x, y: attacks.cw(model, x, y, **study.cw),
+        }
         about = {
             "what": f"which test {study.what} are read correctly under attacks that do not know "
             "of the defense, and in the worst case over attacks that do",
@@ -203,26 +206,24 @@ class Comparison:
             "outcomes": "in the order of the split: record.unpack(text, n); of the protocol on a "
             "random model how many of the fresh draws were misread, per image",
         }
-        name = study.record(profile)
-        self.record = Record(name, about, place.results, keys=KEYS, device=place.device)
-        self._kept: tuple[tuple[str, float], dict[tuple, Tensor]] = ("", 0.0), {}
+        self.record = Record(
+            study.record(profile), about, place.results, keys=KEYS, device=place.device
+        )
 
     def run(self) -> None:
         """Fill in what is missing, the cheap first, and store after every row."""
         for row in self.record.rows:
             if outdated(row):
                 print(f"made by older code, and kept: {[row[k] for k in KEYS]}", flush=True)
-        order = [CLEAN, *self.study.attacks, CW]
-        wanted = [(k, *pair) for k in self.models for pair in self.study.rows(self.profile, k)]
+        wanted, order = self.study.keys(self.profile, self.models), list(self.weak)
         weak = [key for key in wanted if key[1] != STRONG]
-        # Attacked images are shared, so what is made from the same ones is together.
-        for key in sorted(weak, key=lambda key: (order.index(key[1]), key[2])):
-            self.record.measure(key, partial(self._attack, *key))
-            self._forget(*key)
+        weak.sort(key=lambda key: (order.index(key[1]), key[2]))
+        for (attack, eps), keys in groupby(weak, key=lambda key: key[1:]):
+            # Defenses of the same classifier share the attacked images.
+            attacked = cache(partial(self._attacked, attack, eps))
+            self._fill(keys, partial(self._attack, attacked))
         strong = [key for key in wanted if key[1] == STRONG]
-        for key in sorted(strong, key=self._price):
-            self.record.measure(key, partial(self._evaluate, *key))
-            self._forget(*key)
+        self._fill(sorted(strong, key=self._price), self._evaluate)
         costs: dict[str, Callable[[nn.Module], Any]] = {
             "ms_per_image": partial(milliseconds, x=self.x[:100])
         }
@@ -232,48 +233,46 @@ class Comparison:
             if not self.models.keys() <= self.record.more.get(part, {}).keys():
                 self.record.save(**{part: {k: measure(m) for k, m in self.models.items()}})
 
+    def _fill(self, keys: Iterable[tuple[str, str, float]], make: Callable[..., Row]) -> None:
+        """Make rows; what a finished one has left goes, its strongest images too."""
+        for key in keys:
+            self.record.measure(key, partial(make, *key))
+            file, work = self._file(*key), self.place.work
+            for path in (*work.glob(f"{file}.json"), *work.glob(f"{file}-*")):
+                path.unlink()
+
     def _price(self, key: tuple[str, str, float]) -> tuple[float, int]:
         """Of the protocol, for the order: what the clean images have taken, for as many."""
         row = self.record.find(key[0], CLEAN, 0.0)
         seconds = row["seconds"] / row["n"] * self.profile.n(key[0], STRONG)
         return seconds, self.profile.epsilons.index(key[2])
 
-    def _attack(self, name: str, attack: str, eps: float) -> Row:
+    def _attack(self, attacked: Callable[..., Tensor], name: str, attack: str, eps: float) -> Row:
         """One weak attack, on the classifier that stands behind the defense, piece by piece."""
         model, n = self.models[name], self.profile.n(name, attack)
+        classifier = model.classifier if isinstance(model, Defended) else model
         about = self.record.about | {"row": [name, attack, eps], "model": self.sha256[name]}
         so_far = Record(self._file(name, attack, eps), about, self.place.work, anew=True)
         done = so_far.more.get("done", 0)
         right = unpack(so_far.more.get("right", ""), done)
         moved = torch.tensor(so_far.more.get("moved", []))
-        while done < n:
-            part = slice(done, min(done + PIECE, n))
-            found = self._attacked(model, attack, eps, part)
-            index = torch.arange(n)[part]
-            now = scores.outcomes(model, found, self.y[part], index=index).cpu()
-            far = (found - self.x[part]).flatten(1).norm(dim=1).cpu()
-            right, moved, done = torch.cat([right, now]), torch.cat([moved, far]), part.stop
-            so_far.save(done=done, right=pack(right), moved=moved.tolist())
-        row = self._row(name, right)
-        return row | ({"l2": round(moved.mean().item(), 3)} if attack == CW else {})
+        for start in range(done, n, PIECE):
+            stop = min(start + PIECE, n)
+            found, x, y = attacked(classifier, start, stop), self.x[start:stop], self.y[start:stop]
+            now = scores.outcomes(model, found, y, index=torch.arange(start, stop))
+            right = torch.cat([right, now.cpu()])
+            moved = torch.cat([moved, (found - x).flatten(1).norm(dim=1).cpu()])
+            so_far.save(done=stop, right=pack(right), moved=moved.tolist())
+        l2 = {"l2": round(moved.mean().item(), 3)} if attack == CW else {}
+        return counted(right) | {"model": self.sha256[name]} | l2
 
-    def _attacked(self, model: nn.Module, attack: str, eps: float, part: slice) -> Tensor:
-        """Images of the classifier behind a defense; kept, for other defenses need them too."""
-        classifier = model.classifier if isinstance(model, Defended) else model
-        if self._kept[0] != (attack, eps):
-            self._kept = (attack, eps), {}
-        known, where = self._kept[1], (classifier, part.start, part.stop)
-        if where not in known:
-            x, y, index = self.x[part], self.y[part], torch.arange(len(self.x))[part]
-            if attack == CLEAN:
-                known[where] = x
-            elif attack == CW:
-                known[where] = attacks.cw(classifier, x, y, **self.study.cw)
-            else:
-                weak = self.study.attacks[attack]
-                options = attacks.taken(weak, {"eps": eps, "index": index})
-                known[where] = weak(classifier, x, y, **options)
-        return known[where]
+    def _attacked(
+        self, attack: str, eps: float, classifier: nn.Module, start: int, stop: int
+    ) -> Tensor:
+        """Some images under a weak attack on the classifier behind a defense."""
+        weak, index = self.weak[attack], torch.arange(start, stop)
+        options = attacks.taken(weak, {"eps": eps, "index": index})
+        return weak(classifier, self.x[start:stop], self.y[start:stop], **options)
 
     def _evaluate(self, name: str, attack: str, eps: float) -> Row:
         """The protocol."""
@@ -290,13 +289,14 @@ class Comparison:
             record=self.place.work / self._file(name, attack, eps),
         )
         right = report.right()
-        row = self._row(name, right == 1 if report.draws > 1 else right)
+        row = counted(right == 1) | {"model": self.sha256[name]}
         if report.draws > 1:
             row |= {"misread": report.rescored, "draws": report.draws}
             row["correct"] = round(right.sum().item(), 2)
-        row["stands"] = {k: round(left, 2) for k, left in report.stands().items()}
-        row["warnings"] = {finding.name: finding.seen for finding in report.findings}
-        return row
+        return row | {
+            "stands": {k: round(left, 2) for k, left in report.stands().items()},
+            "warnings": {finding.name: finding.seen for finding in report.findings},
+        }
 
     def _gradient(self, model: nn.Module) -> Row:
         """An attacker's pass (FGSM, full gradient): ms per image, MiB for a batch at the worst."""
@@ -306,21 +306,13 @@ class Comparison:
         with Meter(model, self.place.device) as cost, warnings.catch_warnings():
             warnings.simplefilter("ignore", AttackWarning)  # a gradient may be zero
             attacks.fgsm(model, x, y, eps=self.study.epsilons[0], batch_size=len(x))
-        held = None if cost.mebibytes is None else round(cost.mebibytes)
-        ms = round(1000 * cost.seconds / len(x), 1)
-        return {"ms": ms, "mebibytes": held, "batch": len(x)}
-
-    def _row(self, name: str, right: Tensor) -> Row:
-        whole = {"n": len(right), "correct": int(right.sum()), "outcomes": pack(right)}
-        return whole | {"model": self.sha256[name]}
+        return {
+            "ms": round(1000 * cost.seconds / len(x), 1),
+            "mebibytes": None if cost.mebibytes is None else round(cost.mebibytes),
+            "batch": len(x),
+        }
 
     def _file(self, name: str, attack: str, eps: float) -> str:
         """Name of what a row that was stopped leaves."""
         place = list(self.study.defenses).index(name)
         return f"{self.record.name}_{place}_{attack.replace('&', '')}_{eps:g}"
-
-    def _forget(self, name: str, attack: str, eps: float) -> None:
-        """What a finished row has left, its strongest images too."""
-        file = self._file(name, attack, eps)
-        for path in (*self.place.work.glob(f"{file}.json"), *self.place.work.glob(f"{file}-*")):
-            path.unlink()

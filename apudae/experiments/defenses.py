@@ -8,28 +8,14 @@ chosen for it on validation images::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from ..purification import (
-    JPEG,
-    Adaptive,
-    BitDepth,
-    Calibration,
-    Defended,
-    DefenseGAN,
-    DiffPure,
-    Direct,
-    Median,
-    ResizePad,
-    Soap,
-)
-from .place import Place
-
-Options = dict[str, Any]
+from .. import purification
+from .place import Options, Place
 
 
 @dataclass(frozen=True)
@@ -64,11 +50,6 @@ class Defense:
         return self.make(place, **self.options | changes).eval()
 
 
-def build_all(defenses: Mapping[str, Defense], place: Place) -> dict[str, nn.Module]:
-    """Those whose weights are there, by name."""
-    return {name: d.build(place) for name, d in defenses.items() if place.has(*d.weights)}
-
-
 def alone(classifier: str, **more: Any) -> Defense:
     """A network by itself."""
     return Defense(lambda place: place.model(classifier), (classifier,), **more)
@@ -92,84 +73,82 @@ def before(
     """
 
     def make(place: Place, **settings: Any) -> nn.Module:
-        made = purifier(*map(place.model, networks), **settings).to(place.device)
-        return Defended(place.model(classifier), made)
+        made = purifier(*map(place.model, networks), **settings)
+        return purification.Defended(place.model(classifier), made.to(place.device))
 
     return Defense(make, (classifier, *networks), options, *(paper or ()))
 
 
-def adaptive(settings: Callable[[Place], Options]) -> Defense:
-    """Digits behind a variant of adaptive purification; ``settings`` are those of its preset.
+def adaptive(variant: str = "") -> Defense:
+    """Digits behind a variant of adaptive purification; by default the one that was chosen.
 
-    They are looked up when it is built, for they stand in a record.
+    Choice and calibration are looked up when it is built, for they stand in a record.
     """
 
     def make(place: Place, **changes: Any) -> nn.Module:
-        options = settings(place)
-        level, preset = Calibration(*options.pop("calibration")), options.pop("preset")
-        purifier = Adaptive.preset(preset, place.model("mnist-dae"), level, **options | changes)
-        return Defended(place.model("mnist-cnn"), purifier)
+        record = place.record("mnist_variants") or Place().record("mnist_variants")
+        chosen = {"variant": variant, "options": {}} if variant else record["chosen"]
+        dae, level = place.model("mnist-dae"), purification.Calibration(*record["calibration"])
+        purifier = purification.Adaptive.preset(
+            chosen["variant"], dae, level, **chosen["options"] | changes
+        )
+        return purification.Defended(place.model("mnist-cnn"), purifier)
 
     return Defense(make, ("mnist-cnn", "mnist-dae"))
 
 
-def chosen_digits(place: Place) -> Options:
-    """The variant that was chosen on validation digits, at its settings."""
-    record = place.record("mnist_variants") or Place().record("mnist_variants")
-    chosen = record["chosen"]
-    return chosen["options"] | {"preset": chosen["variant"], "calibration": record["calibration"]}
-
-
-def default_digits(place: Place) -> Options:
-    """The authors' default, at their settings."""
-    return {"preset": "probabilistic", "calibration": chosen_digits(place)["calibration"]}
-
-
 # Those of the book's own purification have verdicts of their own.
 OURS = {
-    "direct": before(Direct, "mnist-dae"),
-    "adaptive, chosen": adaptive(chosen_digits),
-    "adaptive, default": adaptive(default_digits),
+    "direct": before(purification.Direct, "mnist-dae"),
+    "adaptive, chosen": adaptive(),
+    "adaptive, default": adaptive("probabilistic"),  # the authors' default, at their settings
 }
-_VAE = "variational autoencoder trained on attacked images"
-_SOAP = "sign steps on the error of a decoder that shares the classifier's encoder"
 # Settings chosen on validation digits: record mnist_tuning.
 PUBLISHED = {
     "bit depth": before(
-        BitDepth,
+        purification.BitDepth,
         paper=("rounds every pixel to black or white", "xu2018", ("FGSM", 0.3)),
         bits=1,
     ),
     "median": before(
-        Median, paper=("median of neighbouring pixels", "xu2018", ("C&W", 0.0)), size=2
+        purification.Median, paper=("median of neighbouring pixels", "xu2018", ("C&W", 0.0)), size=2
     ),
-    "jpeg": before(JPEG, paper=("lossy compression", "guo2018", ("C&W", 0.0)), quality=10),
+    "jpeg": before(
+        purification.JPEG, paper=("lossy compression", "guo2018", ("C&W", 0.0)), quality=10
+    ),
     "resize and pad": before(
-        ResizePad,
+        purification.ResizePad,
         paper=("shrinks at random, and moves", "xie2018", ("C&W", 0.0)),
         smallest=0.8,
     ),
     "magnet": before(
-        Direct,
+        purification.Direct,
         "mnist-magnet",
         paper=("autoencoder trained on slight noise", "meng2017", ("C&W", 0.0)),
     ),
-    "defense-vae": before(Direct, "mnist-vae", paper=(_VAE, "li2019", ("FGSM", 0.3))),
+    "defense-vae": before(
+        purification.Direct,
+        "mnist-vae",
+        paper=("variational autoencoder trained on attacked images", "li2019", ("FGSM", 0.3)),
+    ),
     "defense-gan": before(
-        DefenseGAN,
+        purification.DefenseGAN,
         "mnist-generator",
         paper=("nearest image that a generator can draw", "samangouei2018", ("FGSM", 0.3)),
         **{"starts": 1, "steps": 60, "step_size": 30.0},
     ),
     "soap": Defense(
-        lambda place: Defended(place.model("mnist-soap"), Soap(place.model("mnist-soap"))),
+        lambda place: purification.Defended(
+            place.model("mnist-soap"), purification.Soap(place.model("mnist-soap"))
+        ),
         ("mnist-soap",),
-        {},
-        *(_SOAP, "shi2021", ("PGD", 0.3)),
+        what="sign steps on the error of a decoder that shares the classifier's encoder",
+        source="shi2021",
+        made_for=("PGD", 0.3),
         retrained=True,
     ),
     "diffpure": before(
-        DiffPure,
+        purification.DiffPure,
         "mnist-diffusion",
         paper=("noise, and a diffusion model takes it off", "nie2022", ("PGD", 0.3)),
         **{"level": 0.2, "steps": 5},
@@ -188,14 +167,14 @@ DIGITS = {"no defense": alone("mnist-cnn")} | OURS | PUBLISHED
 _NAME, _WALK = "mnist-purifier", {"steps": 10, "step_size": 0.02}
 PURIFIER = {
     "no defense": alone("mnist-cnn"),
-    "denoiser": before(Direct, "mnist-dae"),
-    "purifier": before(Direct, _NAME),
-    "purifier, trained in L2": before(Direct, "mnist-purifier-l2"),
-    "purifier after steps": before(Adaptive, _NAME, reconstruct=True, **_WALK),
-    "steps alone": before(Adaptive, _NAME, **_WALK),
+    "denoiser": before(purification.Direct, "mnist-dae"),
+    "purifier": before(purification.Direct, _NAME),
+    "purifier, trained in L2": before(purification.Direct, "mnist-purifier-l2"),
+    "purifier after steps": before(purification.Adaptive, _NAME, reconstruct=True, **_WALK),
+    "steps alone": before(purification.Adaptive, _NAME, **_WALK),
     "small": alone("mnist-small"),
-    "purifier, small": before(Direct, _NAME, classifier="mnist-small"),
+    "purifier, small": before(purification.Direct, _NAME, classifier="mnist-small"),
     "mlp": alone("mnist-mlp"),
-    "purifier, mlp": before(Direct, _NAME, classifier="mnist-mlp"),
+    "purifier, mlp": before(purification.Direct, _NAME, classifier="mnist-mlp"),
     "adversarial training": PUBLISHED["adversarial training"],
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from .. import data, models
-from ..data import Listing, Split
+from ..core.arguments import require
 
 FOLDER = "imagenet_sample"  # below the root of the data
 SIZE, CROP = 224, 64  # of the images, and of the squares that a DAE is trained on
 
 
-def find(folder: Path | None, root: Path | None) -> Listing:
+def find(folder: Path | None, root: Path | None) -> data.Listing:
     """The photographs of a folder, by default of ``imagenet_sample`` below the root of the data."""
     given = root or os.environ.get("APUDAE_DATA")
     if not folder and not given:
@@ -31,23 +31,22 @@ def find(folder: Path | None, root: Path | None) -> Listing:
     return data.list_imagenet(folder or Path(given).expanduser() / FOLDER)
 
 
-def keys(listing: Listing) -> list[str]:
+def keys(listing: data.Listing) -> list[str]:
     """The first 16 digits of each file's SHA-256."""
     return [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in listing.files]
 
 
-def divide(listing: Listing, train: int, validation: int) -> dict[str, Listing]:
+def divide(listing: data.Listing, train: int, validation: int) -> dict[str, data.Listing]:
     """Train, validation and test images of a folder, in the order of their hashes.
 
     Raises:
         ValueError: there are too few.
     """
-    least = train + validation + 1
-    if len(listing.files) < least:
-        raise ValueError(
-            f"folder: expected at least {least} images to train, choose and evaluate on, got "
-            f"{len(listing.files)}"
-        )
+    least, there = train + validation + 1, len(listing.files)
+    require(
+        there >= least,
+        f"folder: expected at least {least} images to train, choose and evaluate on, got {there}",
+    )
     order = _ordered(listing)
     return {
         "train": _listed(order[:train]),
@@ -56,20 +55,18 @@ def divide(listing: Listing, train: int, validation: int) -> dict[str, Listing]:
     }
 
 
-def unseen(listing: Listing, seen: Iterable[str]) -> Listing:
+def unseen(listing: data.Listing, seen: Collection[str]) -> data.Listing:
     """The images whose keys nothing was trained or chosen on, in the order of their hashes.
 
     Raises:
         ValueError: none is left.
     """
-    known = set(seen)
-    kept = [entry for entry in _ordered(listing) if entry[0] not in known]
-    if not kept:
-        raise ValueError("folder: every image in it was used to train or to choose")
+    kept = [entry for entry in _ordered(listing) if entry[0] not in seen]
+    require(bool(kept), "folder: every image in it was used to train or to choose")
     return _listed(kept)
 
 
-def crops(listing: Listing) -> Split:
+def crops(listing: data.Listing) -> data.Split:
     """Squares of 64 pixels that tile the middle of each image, uint8 ``[16 N, 3, 64, 64]``."""
     cut = []
     for path in listing.files:
@@ -79,12 +76,12 @@ def crops(listing: Listing) -> Split:
         tiles = middle.unfold(1, CROP, CROP).unfold(2, CROP, CROP)  # [3, 4, 4, 64, 64]
         cut.append(tiles.flatten(1, 2).transpose(0, 1))
     tiles = torch.cat(cut).contiguous()
-    return Split(tiles, torch.zeros(len(tiles), dtype=torch.int64))
+    return data.Split(tiles, torch.zeros(len(tiles), dtype=torch.int64))
 
 
-def centres(listing: Listing) -> Split:
+def centres(listing: data.Listing) -> data.Split:
     """The middle of each image, float32 ``[N, 3, 224, 224]`` in [0, 1], and the labels."""
-    return Split(*data.load_folder(listing, SIZE))
+    return data.Split(*data.load_folder(listing, SIZE))
 
 
 @lru_cache(maxsize=2)
@@ -93,9 +90,9 @@ def classifier(name: str, device: torch.device | str = "cpu") -> nn.Module:
     return models.build(name).to(device).eval().requires_grad_(False)
 
 
-def _ordered(listing: Listing) -> list[tuple[str, Path, int]]:
+def _ordered(listing: data.Listing) -> list[tuple[str, Path, int]]:
     return sorted(zip(keys(listing), *listing, strict=True))
 
 
-def _listed(order: list[tuple[str, Path, int]]) -> Listing:
-    return Listing([path for _, path, _ in order], [label for *_, label in order])
+def _listed(order: list[tuple[str, Path, int]]) -> data.Listing:
+    return data.Listing([path for _, path, _ in order], [label for *_, label in order])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 
 from .. import data, models
-from ..core import record
-from ..data import Split
+from ..core.record import Row, load
 
+Options = dict[str, Any]  # of a defense, a variant or a training: plain data
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -55,15 +56,24 @@ class Place:
         """Of a network's file."""
         return models.about(name, self.weights)["sha256"]
 
-    def load(self, name: str, split: str = "test", **options: Any) -> Split:
+    def load(self, name: str, split: str = "test", **options: Any) -> data.Split:
         """A split of a data set, on the device."""
         return self.here(data.load(name, split, root=self.root, **options))
 
-    def here(self, split: Split) -> Split:
+    def here(self, split: data.Split) -> data.Split:
         """Images and labels on the device."""
-        return Split(*(part.to(self.device) for part in split))
+        return data.Split(*(part.to(self.device) for part in split))
 
-    def record(self, name: str) -> dict[str, Any]:
+    def record(self, name: str) -> Row:
         """What a record holds; nothing where there is none."""
         there = (self.results / f"{name}.json").is_file()
-        return record.load(name, self.results) if there else {}
+        return load(name, self.results) if there else {}
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of a record, those that are stored."""
+        return self.record(name).get("rows", [])
+
+    def lacking(self, name: str, keys: Sequence[str], wanted: Sequence[tuple]) -> list[tuple]:
+        """Which rows a record does not have yet: of the wanted ones, by their ``keys``."""
+        there = {tuple(row[k] for k in keys) for row in self.rows(name)}
+        return [key for key in wanted if key not in there]

@@ -14,40 +14,24 @@ from typing import Any
 
 from torch import nn
 
+from .. import data, purification
 from ..core.files import model_fingerprint
 from ..core.record import Record, Row
-from ..data import Split
-from ..purification import (
-    JPEG,
-    Adaptive,
-    BitDepth,
-    Calibration,
-    Defended,
-    Direct,
-    Median,
-    ResizePad,
-    calibrate,
-)
 from . import defenses, recipes
-from .choose import Choice, Options, Trial, best, gains, score
-from .defenses import Defense
-from .place import Place
-from .recipes import Recipe
+from .choose import Choice, Trial, best, gains, score
+from .place import Options, Place
 
 # What a network that is only tried is called in a row, and how it is used.
-TRIED = {"tried, direct": "direct", "tried, adaptive": "simple"}
-
-
+TRIED = {"tried, direct": "direct", "tried, adaptive": "adaptive, simple"}
 DEFAULT = "adaptive, default"  # the authors' variant at the authors' steps
-
 
 # Published defenses that need no network of their own, and the options that are tried.
 TRANSFORMS: dict[str, tuple[type[nn.Module], tuple[Options, ...]]] = {
-    "bit depth": (BitDepth, tuple({"bits": bits} for bits in (2, 3, 4, 5))),
-    "median": (Median, ({"size": 2}, {"size": 3})),
-    "jpeg": (JPEG, tuple({"quality": quality} for quality in (10, 25, 50, 75))),
+    "bit depth": (purification.BitDepth, tuple({"bits": bits} for bits in (2, 3, 4, 5))),
+    "median": (purification.Median, ({"size": 2}, {"size": 3})),
+    "jpeg": (purification.JPEG, tuple({"quality": quality} for quality in (10, 25, 50, 75))),
     "resize and pad": (
-        ResizePad,
+        purification.ResizePad,
         tuple({"smallest": scale} for scale in (0.7, 0.8, 0.9)),
     ),
 }
@@ -81,9 +65,9 @@ class Plan:
     """
 
     dae: str
-    recipe: Callable[[float, int, int], Recipe]
-    train: Callable[[Place], Split]
-    validation: Callable[[Place], Split]
+    recipe: Callable[[float, int, int], recipes.Recipe]
+    train: Callable[[Place], data.Split]
+    validation: Callable[[Place], data.Split]
     sigmas: tuple[float, ...]
     depths: tuple[int, ...]
     brief: int
@@ -92,56 +76,48 @@ class Plan:
     published: int
     classifier: Callable[[Place], nn.Module]
 
-    def trials(self, record: Record, images: Split, place: Place) -> Iterator[Trial]:
+    def trials(self, record: Record, images: data.Split, place: Place) -> Iterator[Trial]:
         """What is tried, one after the other."""
         net, train = self.classifier(place), cache(partial(self.train, place))
 
-        def purified(dae: nn.Module, level: tuple, use: str, **options: Any) -> nn.Module:
-            direct = use == "direct"
-            purifier = Direct(dae) if direct else Adaptive.preset(use, dae, level, **options)
-            return Defended(net, purifier)
+        def briefly(use: str, depth: int, sigma: float) -> nn.Module:
+            recipe = self.recipe(sigma, depth, self.brief)
+            dae = recipes.tried(f"{self.dae}-{depth}-{sigma:g}", recipe, train, place)
+            return defended(net, use, dae, (0.0, 1.0, 0))
 
-        def networks(sigma: float, depth: int) -> Iterator[Trial]:
-            file, recipe = f"{self.dae}-{depth}-{sigma:g}", self.recipe(sigma, depth, self.brief)
+        def networks(**options: Any) -> Iterator[Trial]:
             for name, use in TRIED.items():
-
-                def make(use: str = use) -> nn.Module:
-                    dae = recipes.tried(file, recipe, train, place)
-                    return purified(dae, (0.0, 1.0, 0), use)
-
-                yield Trial(name, {"depth": depth, "sigma": sigma}, make)
+                yield Trial(name, options, partial(briefly, use, **options))
 
         def of(**options: Any) -> list[Row]:
             return [r for r in record.rows if r["defense"] in TRIED and r["options"] == options]
 
         depth = self.depths[0]
         for sigma in self.sigmas:
-            yield from networks(sigma, depth)
+            yield from networks(depth=depth, sigma=sigma)
         sigma = max(self.sigmas, key=lambda s: sum(map(score, of(depth=depth, sigma=s))))
         for deeper in self.depths[1:]:
-            yield from networks(sigma, deeper)
+            yield from networks(depth=deeper, sigma=sigma)
             if gains(of(depth=depth, sigma=sigma), of(depth=deeper, sigma=sigma)):
                 depth = deeper
-        kept = {self.dae: self.recipe(sigma, depth, self.long)}
-        recipes.train_missing(kept, train, place)
+        recipes.train_missing({self.dae: self.recipe(sigma, depth, self.long)}, train, place)
         self.check(record.about | record.more, place)
         dae = place.model(self.dae)
-        level = calibrate(dae, self.validation(place).images, batch_size=50)
+        level = purification.calibrate(dae, self.validation(place).images, batch_size=50)
         record.save(dae_sha256=place.sha256(self.dae), calibration=list(level))
         yield Trial("no defense", {}, lambda: net)
-        yield Trial("direct", {}, partial(purified, dae, level, "direct"))
-        for name, several in self.variants.items():
+        grid = {adaptively(name): several for name, several in self.variants.items()}
+        grid |= {name: several for name, (_, several) in TRANSFORMS.items()}
+        for name, several in {"direct": ({},), **grid}.items():
             for options in several:
-                yield Trial(
-                    adaptively(name), options, partial(purified, dae, level, name, **options)
-                )
-        for name, (_, several) in TRANSFORMS.items():
-            for options in several:
-                yield Trial(name, options, partial(transformed, net, name, options, place))
-        at_best = {row["defense"]: score(best(record.rows, row["defense"])) for row in record.rows}
-        variant = max(self.variants, key=lambda name: at_best[adaptively(name)])
-        published = sorted(TRANSFORMS, key=at_best.get, reverse=True)[: self.published]
-        chosen = {"sigma": sigma, "depth": depth, "variant": variant, "published": published}
+                yield Trial(name, options, partial(defended, net, name, dae, level, **options))
+        at_best = {name: score(best(record.rows, name)) for name in grid}
+        chosen = {
+            "sigma": sigma,
+            "depth": depth,
+            "variant": max(self.variants, key=lambda name: at_best[adaptively(name)]),
+            "published": sorted(TRANSFORMS, key=at_best.get, reverse=True)[: self.published],
+        }
         record.save(chosen=chosen)
 
     def check(self, record: Row, place: Place, classifier: nn.Module | None = None) -> None:
@@ -177,7 +153,7 @@ class Plan:
 
     def defenses(
         self, choice: Choice, classifier: Callable[[Place], nn.Module], weights: tuple[str, ...]
-    ) -> dict[str, Defense]:
+    ) -> dict[str, defenses.Defense]:
         """Every use and every published defense, at the settings that were chosen.
 
         Args:
@@ -186,34 +162,20 @@ class Plan:
             weights: that it needs.
         """
 
-        def settings(place: Place, name: str) -> tuple[Options, Calibration]:
+        def made(name: str, place: Place, **changes: Any) -> nn.Module:
             record, net = place.record(choice.record), classifier(place)
             self.check(record, place, net if classifier is self.classifier else None)
             options = {} if name == DEFAULT else best(record["rows"], name)["options"]
-            return options, Calibration(*record["calibration"])
+            dae, level = place.model(self.dae), purification.Calibration(*record["calibration"])
+            return defended(net, name, dae, level, **options | changes)
 
-        def used(name: str, preset: str, place: Place, **changes: Any) -> nn.Module:
-            options, level = settings(place, name)
-            dae = place.model(self.dae)
-            if name == "direct":
-                return Defended(classifier(place), Direct(dae, **changes))
-            preset = Adaptive.preset(preset, dae, level, **options | changes)
-            return Defended(classifier(place), preset)
-
-        def made(name: str, place: Place, **changes: Any) -> nn.Module:
-            options, _ = settings(place, name)
-            return transformed(classifier(place), name, options | changes, place)
-
-        uses = {"direct": "", **{adaptively(k): k for k in self.variants}, DEFAULT: "probabilistic"}
         needed = (*weights, self.dae)
-        return {
-            "no defense": Defense(classifier, weights),
-            **{k: Defense(partial(used, k, v), needed) for k, v in uses.items()},
-            **{
-                k: replace(defenses.PUBLISHED[k], make=partial(made, k), weights=needed, options={})
-                for k in TRANSFORMS
-            },
-        }
+        uses = ("direct", *map(adaptively, self.variants), DEFAULT)
+        found = {name: defenses.Defense(partial(made, name), needed) for name in uses}
+        for name in TRANSFORMS:
+            published = replace(defenses.PUBLISHED[name], options={})
+            found[name] = replace(published, make=partial(made, name), weights=needed)
+        return {"no defense": defenses.Defense(classifier, weights), **found}
 
 
 def adaptively(variant: str) -> str:
@@ -221,9 +183,30 @@ def adaptively(variant: str) -> str:
     return f"adaptive, {variant}"
 
 
-def transformed(classifier: nn.Module, name: str, options: Options, place: Place) -> nn.Module:
-    """A classifier behind one of :data:`TRANSFORMS`."""
-    return Defended(classifier, TRANSFORMS[name][0](**options).to(place.device)).eval()
+def defended(
+    classifier: nn.Module,
+    name: str,
+    dae: nn.Module,
+    level: purification.Calibration,
+    **options: Any,
+) -> purification.Defended:
+    """A classifier behind what a table calls by this name, with these options.
+
+    Args:
+        classifier: images -> logits.
+        name: ``"direct"``, ``"adaptive, …"``, or a key of :data:`TRANSFORMS`.
+        dae: that is used, unless by a transform.
+        level: its calibration, for adaptive purification.
+        options: of the purifier.
+    """
+    if name in TRANSFORMS:
+        purifier = TRANSFORMS[name][0](**options)
+    elif name == "direct":
+        purifier = purification.Direct(dae, **options)
+    else:
+        variant = "probabilistic" if name == DEFAULT else name.removeprefix(adaptively(""))
+        purifier = purification.Adaptive.preset(variant, dae, level, **options)
+    return purification.Defended(classifier, purifier.to(next(dae.parameters()).device))
 
 
 def kept(chosen: Row) -> tuple[set[str], str]:

@@ -12,12 +12,11 @@ from torch import nn
 
 from .. import attacks, data, models, training
 from ..core import record, scores
-from ..data import Split
-from ..training import Task
-from .place import Place
+from .place import Options, Place
 
-Options = dict[str, Any]
-Given = Callable[[nn.Module], Task]  # the classifier that is defended -> what a network learns
+Given = Callable[
+    [nn.Module], training.Task
+]  # the classifier that is defended -> what a network learns
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,33 @@ class Recipe:
     fit: Callable[..., object] = training.fit
 
 
-def fit_gan(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: Any) -> None:
-    """Train a generator beside a critic that is not kept; the options are those of ``train_gan``.
+def fit_gan(
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    task: training.Task,
+    progress: bool,
+    **options: Any,
+) -> None:
+    """Train a generator beside a critic that is not kept.
 
     Args:
         net: the generator.
         images: float32 in [0, 1], or uint8.
         labels: not used.
-        options: besides, ``task``, which is not used, and whether to show ``progress``.
+        task: not used.
+        progress: tell the distance now and then.
+        options: of :func:`apudae.training.train_gan`.
     """
 
     def say(step: int, distance: float) -> None:
-        if step % 500 == 0:
+        if progress and step % 500 == 0:
             print(f"step {step}: distance {distance:.2f}", flush=True)
 
-    options.pop("task")
-    options["progress"] = say if options["progress"] else None
     real = images.float() / 255 if images.dtype == torch.uint8 else images
-    training.train_gan(net, models.build("mnist-critic").to(images.device), real, **options)
+    critic = models.build("mnist-critic").to(images.device)
+    training.train_gan(net, critic, real, progress=say, **options)
 
 
 def denoising(sigma: float) -> Given:
@@ -71,8 +79,9 @@ def denoising(sigma: float) -> Given:
 
 def pgd_training(eps: float, steps: int, step_size: float) -> Given:
     """Adversarial training (Madry et al. 2018); with one step that of Wong et al. (2020)."""
-    pgd = {"eps": eps, "steps": steps, "step_size": step_size, "early_stop": False}
-    return lambda classifier: training.adversarial(attacks.pgd, **pgd)
+    return lambda classifier: training.adversarial(
+        attacks.pgd, eps=eps, steps=steps, step_size=step_size, early_stop=False
+    )
 
 
 def through(eps: float, **options: Any) -> Given:
@@ -84,11 +93,11 @@ def through(eps: float, **options: Any) -> Given:
 def train(
     name: str,
     recipe: Recipe,
-    images: Split,
+    images: data.Split,
     place: Place,
     *,
     folder: Path | None = None,
-    test: Callable[[Place], Split] | None = None,
+    test: Callable[[Place], data.Split] | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> nn.Module:
@@ -112,16 +121,17 @@ def train(
     place.work.mkdir(parents=True, exist_ok=True)
     net = models.build(recipe.architecture, **recipe.model).to(place.device)
     classifier = place.model(recipe.defended) if recipe.defended else nn.Identity()
-    options = recipe.options | changes
-    stages = [(recipe.task, options, place.work / f"{name}.pt")]
+    stages = {place.work / f"{name}.pt": recipe}
     if recipe.warm_up is not None:
-        first = recipe.warm_up.task, recipe.warm_up.options | changes
-        stages.insert(0, (*first, place.work / f"{name}.warm-up.pt"))
-    for task, stage, path in stages:
-        go_on = {"checkpoint": path, "progress": progress}
-        recipe.fit(net, *images, task=task(classifier), **stage, **go_on)
-    about: Options = {"training": options, "made": record.provenance(place.device)}
-    about["data"] = {"n": len(images.images), "sha256": data.fingerprint(images.images)}
+        stages = {place.work / f"{name}.warm-up.pt": recipe.warm_up} | stages
+    for path, stage in stages.items():
+        options = stage.options | changes | {"checkpoint": path, "progress": progress}
+        recipe.fit(net, *images, task=stage.task(classifier), **options)
+    about = {
+        "training": recipe.options | changes,
+        "made": record.provenance(place.device),
+        "data": {"n": len(images.images), "sha256": data.fingerprint(images.images)},
+    }
     if recipe.defended:
         about["classifier_sha256"] = place.sha256(recipe.defended)
     how = {"architecture": recipe.architecture, "options": recipe.model, "folder": folder}
@@ -132,13 +142,13 @@ def train(
         about["measured"] = {"split": "test", "n": found.n, "correct": found.correct}
         models.save(name, net, about=about, **how)
         print(name, found, flush=True)
-    for _, _, path in stages:
+    for path in stages:
         path.unlink(missing_ok=True)
     return stored
 
 
 def train_missing(
-    recipes: Mapping[str, Recipe], images: Callable[[], Split], place: Place, **options: Any
+    recipes: Mapping[str, Recipe], images: Callable[[], data.Split], place: Place, **options: Any
 ) -> None:
     """Train, in their order, the networks whose weights are not there.
 
@@ -154,7 +164,7 @@ def train_missing(
         train(name, recipes[name], split, place, **options)
 
 
-def tried(name: str, recipe: Recipe, images: Callable[[], Split], place: Place) -> nn.Module:
+def tried(name: str, recipe: Recipe, images: Callable[[], data.Split], place: Place) -> nn.Module:
     """A network that is only tried: its weights stay where unfinished work waits."""
     if name in models.names(place.tried):
         return models.load(name, place.tried, device=place.device)
@@ -163,14 +173,12 @@ def tried(name: str, recipe: Recipe, images: Callable[[], Split], place: Place) 
 
 def keep(tried_name: str, name: str, place: Place) -> None:
     """Put a network that was tried among the weights, under its own name."""
-    about = dict(models.about(tried_name, place.tried))
-    how = {k: about.pop(k) for k in ("architecture", "options")}
-    about = {k: v for k, v in about.items() if k not in ("file", "sha256")}
-    net = models.load(tried_name, place.tried)
+    about, net = models.about(tried_name, place.tried), models.load(tried_name, place.tried)
+    how = {k: about[k] for k in ("architecture", "options")}
     models.save(name, net, about=about, folder=place.weights, **how)
 
 
-# Digits. The purifier's recipe depends on what is chosen: see `digits`.
+# Digits. The purifier's recipe depends on what is chosen: see `digit_choices`.
 CLASSIFIER_TRAINING = {"epochs": 10, "batch_size": 128, "lr": 2e-3, "weight_decay": 1e-4, "seed": 0}
 DAE_TRAINING = {"epochs": 15, "batch_size": 128, "lr": 3e-3, "weight_decay": 0.0, "seed": 0}
 
@@ -224,8 +232,16 @@ OTHERS = {
 
 # Colours. A DAE for photographs is half as wide: it has fifty times the pixels.
 COLOUR_EPS = 8 / 255
-_SGD = {"optimizer": "sgd", "weight_decay": 5e-4, "augment": True, "ema": 0.998, "seed": 0}
-_SGD |= {"epochs": 15, "batch_size": 256, "lr": 0.15}
+_SGD = {
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+    "augment": True,
+    "ema": 0.998,
+    "seed": 0,
+    "epochs": 15,
+    "batch_size": 256,
+    "lr": 0.15,
+}
 _REDNET = {"batch_size": 128, "lr": 1e-3, "augment": True, "seed": 0}
 
 

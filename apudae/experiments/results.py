@@ -10,12 +10,14 @@ here they are put together::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_choice, require
 from ..core.record import Row, load, unpack
 from ..core.scores import Accuracy, Difference, paired_difference
 from ..evaluation import BUDGETS, Report
@@ -70,8 +72,7 @@ def find(name: str, place: Place) -> Study:
         ValueError: there is none; the known ones are listed.
     """
     known = studies(place)
-    if name not in known:
-        raise ValueError(f"study: expected one of {', '.join(known)}, got {name!r}")
+    check_choice(name, known, "study")
     return known[name]
 
 
@@ -111,13 +112,12 @@ class Results:
         self.gradient: dict[str, dict[str, float]] = record.get("gradient", {})
         self.epsilons = tuple(sorted(record["profile"].get("epsilons", study.epsilons)))
         self.budget = _budget(record["profile"]["budget"])
-        found = {(v.defense, v.eps): v.load(place) for v in study.verdicts}
         self.reports: dict[tuple[str, float], Report] = {
-            key: report for key, report in found.items() if report and not self._get(*key)
+            (verdict.defense, verdict.eps): report
+            for verdict in study.verdicts
+            if (verdict.defense, STRONG, verdict.eps) not in self._row
+            and (report := verdict.load(place))
         }
-
-    def _get(self, name: str, eps: float) -> Row | None:
-        return self._row.get((name, STRONG, eps))
 
     def names(self) -> list[str]:
         """Defenses of which there are rows, in the book's order."""
@@ -137,8 +137,7 @@ class Results:
         Raises:
             ValueError: there is no such row.
         """
-        if not self.has(name, attack, eps):
-            raise ValueError(f"no row {name!r}, {attack!r}, {eps:g} in the record")
+        require(self.has(name, attack, eps), f"no row {name!r}, {attack!r}, {eps:g} in the record")
         if attack == STRONG and (name, eps) in self.reports:
             return self.reports[name, eps].right()
         row = self._row[name, attack, eps]
@@ -198,7 +197,7 @@ class Results:
         report = self.reports.get((name, eps))
         if report:
             return {attack: 100 * (left / report.n) for attack, left in report.stands().items()}
-        row = self._get(name, eps)
+        row = self._row[name, STRONG, eps]
         return {attack: 100 * left / row["n"] for attack, left in row["stands"].items()}
 
     def table(self, eps: float, *, relative: bool = False) -> SortableTable:
@@ -208,19 +207,17 @@ class Results:
             eps: of the attacks.
             relative: accuracies as :meth:`relative` has them; n counts those images.
         """
-        share = self.relative if relative else self.accuracy
         header = ["defense", "clean", "PGD on the classifier", "worst case", "n", "budget"]
-        rows = []
+        columns, rows = {CLEAN: 0.0, "PGD": eps, STRONG: eps}, []
         for name in self.names():
-            cells = [name, *self._cells(name, {CLEAN: 0.0, "PGD": eps}, relative)]
-            strong = ["–", "–", "not run"]
+            strong = ["–", "not run"]
             if self.has(name, STRONG, eps):
-                worst = share(name, STRONG, eps)
-                strong = [worst, worst.n, self.budget_of(name, eps)]
+                worst = self._share(name, STRONG, eps, relative)
+                strong = [worst.n, self.budget_of(name, eps)]
             ms = self.ms.get(name)
             ms = "–" if ms is None else f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}"
-            retrained = self.study.defenses[name].retrained
-            rows.append([*cells, *strong, ms, "retrained" if retrained else "as it was"])
+            kind = "retrained" if self.study.defenses[name].retrained else "as it was"
+            rows.append([name, *self._cells(name, columns, relative), *strong, ms, kind])
         return SortableTable([*header, "ms per image", "classifier"], rows)
 
     def weak(
@@ -237,15 +234,11 @@ class Results:
             ValueError: there is no such attack in the study.
         """
         known = {CLEAN: 0.0} | dict.fromkeys(self.study.attacks, eps) | {CW: 0.0}
-        unknown = sorted(set(attacks or ()) - set(known))
-        if unknown:
-            raise ValueError(
-                f"attacks: expected some of {', '.join(known)}; got {', '.join(unknown)}"
-            )
+        unknown = ", ".join(sorted(set(attacks or ()) - set(known)))
+        require(not unknown, f"attacks: expected some of {', '.join(known)}; got {unknown}")
         columns = {name: known[name] for name in (attacks or known)}
-        share = self.relative if relative else self.accuracy
         rows = [
-            [name, share(name, CLEAN).n, *self._cells(name, columns, relative)]
+            [name, self._share(name, CLEAN, 0.0, relative).n, *self._cells(name, columns, relative)]
             for name in self.names()
         ]
         return SortableTable(["defense", "n", *columns], rows)
@@ -256,7 +249,7 @@ class Results:
         for name, defense in self.study.defenses.items():
             if defense.made_for and self.has(name, *defense.made_for):
                 pair = self.shared(["no defense", name], *defense.made_for)
-                gain = self.minus(name, "no defense", *defense.made_for)
+                gain = paired_difference(*pair)
                 found.append(Check(name, *defense.made_for, *map(Accuracy.of, pair), gain))
         return found
 
@@ -269,15 +262,18 @@ class Results:
             if not self.has(name, STRONG, eps)
         ]
 
+    def _share(self, name: str, attack: str, eps: float, relative: bool) -> Accuracy:
+        return (self.relative if relative else self.accuracy)(name, attack, eps)
+
     def _cells(self, name: str, columns: dict[str, float], relative: bool) -> list[str]:
-        share = self.relative if relative else self.accuracy
-        return [str(share(name, *key)) if self.has(name, *key) else "–" for key in columns.items()]
+        return [
+            str(self._share(name, *key, relative)) if self.has(name, *key) else "–"
+            for key in columns.items()
+        ]
 
 
 def _budget(options: Row) -> str:
     """Its name, from its settings."""
-    for name, budget in (BUDGETS | {"light": digits.LIGHT}).items():
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(budget).items()}
-        if plain == options:
-            return name
-    return "own"
+    known = BUDGETS | {"light": digits.LIGHT}
+    plain = {name: json.loads(json.dumps(vars(budget))) for name, budget in known.items()}
+    return next((name for name, budget in plain.items() if budget == options), "own")

@@ -6,23 +6,26 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import attacks, data
-from ..attacks import BPDA, EOT, Averaged, ReconstructionAware, Surrogate
 from ..core import scores
 from ..core.arguments import AttackWarning
 from ..core.files import model_fingerprint
-from ..core.record import Record, Row, pack, unpack
-from ..data import Split
+from ..core.record import Record, Row, counted, unpack
 from ..evaluation import Budget, Certificates, Report, Smoothed, certify, evaluate, votes
 from ..purification import Adaptive, Defended, Direct, smooth
 from .defenses import Defense
 from .place import Place
-from .recipes import Recipe
+from .recipes import Recipe, train_missing
+
+_ALONE = "classifier alone"
+_RUNG = ("defense", "eps", "attack")
+_CERTIFICATE = ("kind", "sigma", "radius")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Verdict:
     record: str
     defense: str
     row: Defense
-    images: Callable[[Place], Split]
+    images: Callable[[Place], data.Split]
     n: int
     eps: float
     budget: Budget
@@ -93,7 +96,7 @@ class Ladder:
 
     record: str
     defenses: Mapping[str, Defense]
-    images: Callable[[Place], Split]
+    images: Callable[[Place], data.Split]
     epsilons: tuple[float, ...]
     weights: tuple[float, ...]
     steps: int = 50
@@ -102,33 +105,37 @@ class Ladder:
     def rungs(self, model: Defended, x: Tensor, eps: float) -> dict[str, nn.Module]:
         """What attackers follow, by name."""
         found = {
-            "classifier alone": model.classifier,
-            "classifier, judged by the defense": Surrogate(model, model.classifier),
-            **{f"aware, λ = {w:g}": ReconstructionAware(model, w) for w in self.weights},
-            "BPDA": BPDA(model),
-            "BPDA, averaged": Averaged(model),
+            _ALONE: model.classifier,
+            "classifier, judged by the defense": attacks.Surrogate(model, model.classifier),
+            **{f"aware, λ = {w:g}": attacks.ReconstructionAware(model, w) for w in self.weights},
+            "BPDA": attacks.BPDA(model),
+            "BPDA, averaged": attacks.Averaged(model),
             "full gradient": model,
         }
         if isinstance(model.purifier, Adaptive):
-            found["BPDA, the DAE"] = BPDA(model, Direct(model.purifier.dae))
+            found["BPDA, the DAE"] = attacks.BPDA(model, Direct(model.purifier.dae))
             for name, other in smooth(model.purifier, x[:50], radius=eps).items():
-                found[f"surrogate: {name}"] = Surrogate(model, Defended(model.classifier, other))
+                found[f"surrogate: {name}"] = attacks.Surrogate(
+                    model, Defended(model.classifier, other)
+                )
         return found
 
     def missing(self, place: Place) -> list[str]:
         """Whether the last row is not there."""
-        keys = {(r["defense"], r["eps"], r["attack"]) for r in self.rows(place)}
         last = (list(self.defenses)[-1], self.epsilons[-1], "Square")
-        return [] if last in keys else ["rungs"]
+        return ["rungs"] if place.lacking(self.record, _RUNG, [last]) else []
 
     def rows(self, place: Place) -> list[Row]:
         """Those that are stored."""
-        return place.record(self.record).get("rows", [])
+        return place.rows(self.record)
 
     def outcomes(self, defense: str, eps: float, place: Place) -> dict[str, Tensor]:
         """Outcomes per attack: bool ``[N]``."""
-        mine = [r for r in self.rows(place) if (r["defense"], r["eps"]) == (defense, eps)]
-        return {row["attack"]: unpack(row["outcomes"], row["n"]) for row in mine}
+        return {
+            row["attack"]: unpack(row["outcomes"], row["n"])
+            for row in self.rows(place)
+            if (row["defense"], row["eps"]) == (defense, eps)
+        }
 
     def run(self, place: Place) -> None:
         """Attack with every rung, and store after each what stands."""
@@ -144,26 +151,17 @@ class Ladder:
             "models_sha256": {name: model_fingerprint(model) for name, model in models.items()},
             "outcomes": "in the order of the split: record.unpack(text, n)",
         }
-        keys = ("defense", "eps", "attack")
-        record = Record(self.record, about, place.results, keys=keys, device=place.device)
-        for eps in self.epsilons:
-            for name, model in models.items():
-                follow = {"steps": self.steps, "early_stop": True}
-                jobs = {
-                    rung: (attacks.apgd, view, follow)
-                    for rung, view in self.rungs(model, x, eps).items()
-                }
-                alone = "classifier alone"
-                jobs[alone] = (*jobs[alone][:2], follow | {"early_stop": False})
-                jobs["full gradient, PGD"] = (attacks.pgd, model, follow)
-                jobs["Square"] = (attacks.square, model, {"queries": self.queries})
-                for rung, (attack, view, options) in jobs.items():
-
-                    def row(attack=attack, view=view, options=options, model=model, eps=eps) -> Row:
-                        found = attack(view, x, y, eps=eps, **options)
-                        return _counted(scores.outcomes(model, found, y))
-
-                    record.measure((name, eps, rung), row)
+        record = Record(self.record, about, place.results, keys=_RUNG, device=place.device)
+        for eps, (name, model) in product(self.epsilons, models.items()):
+            jobs = {
+                rung: partial(attacks.apgd, view, steps=self.steps, early_stop=rung != _ALONE)
+                for rung, view in self.rungs(model, x, eps).items()
+            }
+            pgd = partial(attacks.pgd, model, steps=self.steps, early_stop=True)
+            square = partial(attacks.square, model, queries=self.queries)
+            jobs |= {"full gradient, PGD": pgd, "Square": square}
+            for rung, attack in jobs.items():
+                record.measure((name, eps, rung), partial(_left, model, attack, x, y, eps))
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ class Certified:
     what: str
     classifier: str
     recipe: Callable[[float], Recipe]
-    images: Callable[..., Split]
+    images: Callable[..., data.Split]
     about_data: Row = field(default_factory=dict)
     sigmas: tuple[float, ...] = (0.25, 0.5, 1.0)
     n: int = 500
@@ -232,27 +230,26 @@ class Certified:
 
     def wanted(self) -> list[tuple[str, float, float]]:
         """Kind, σ and radius (0 for a certificate) of all rows, in their order."""
-        rows = [("denoised", sigma, 0.0) for sigma in self.sigmas]
-        rows += [("denoised", sigma, radius) for sigma in self.sigmas for radius in self.radii]
-        return rows + [("bare", sigma, 0.0) for sigma in self.sigmas]
+        return [
+            *product(["denoised"], self.sigmas, [0.0]),
+            *product(["denoised"], self.sigmas, self.radii),
+            *product(["bare"], self.sigmas, [0.0]),
+        ]
 
     def missing(self, place: Place) -> list[tuple[str, float, float]]:
         """Keys of the rows that the record does not have yet."""
-        stored = place.record(self.record).get("rows", [])
-        there = {(row["kind"], row["sigma"], row["radius"]) for row in stored}
-        return [key for key in self.wanted() if key not in there]
+        return place.lacking(self.record, _CERTIFICATE, self.wanted())
 
     def row(self, kind: str, sigma: float, place: Place, radius: float = 0.0) -> Row:
         """One of the record's."""
-        rows = place.record(self.record)["rows"]
         wanted = {"kind": kind, "sigma": sigma, "radius": radius}
-        return next(row for row in rows if wanted.items() <= row.items())
+        return next(row for row in place.rows(self.record) if wanted.items() <= row.items())
 
     def certificates(self, kind: str, sigma: float, place: Place) -> Certificates:
         """Those of the record."""
         row = self.row(kind, sigma, place)
-        predictions, kept = (torch.tensor(row[part]) for part in ("predictions", "votes"))
-        return Certificates(predictions, kept, sigma, self.draws[0], self.alpha)
+        parts = (torch.tensor(row[part]) for part in ("predictions", "votes"))
+        return Certificates(*parts, sigma, self.draws[0], self.alpha)
 
     def standing(self, sigma: float, radius: float, place: Place) -> Tensor:
         """Which of the first images the smoothed one still reads rightly: bool ``[n]``."""
@@ -264,17 +261,19 @@ class Certified:
         return torch.tensor([int(digit) for digit in place.record(self.record)["labels"]])
 
     def run(self, place: Place) -> None:
-        """Certify, attack; each row is stored when it is done.
+        """Train the DAEs that are missing, certify, attack; each row is stored when it is done.
 
         Raises:
             ValueError: the record was made with other settings; each is named.
         """
+        train = partial(self.images, place, split="train", dtype=torch.uint8)
+        train_missing(self.recipes(), train, place)
         x, y = self.images(place).take(self.n)
+        few = x[: self.attacked], y[: self.attacked]
         options = {"n": self.draws[0], "n0": self.draws[1], "alpha": self.alpha}
         models = {
             (kind, sigma): self.base(kind, sigma, place)
-            for sigma in self.sigmas
-            for kind in self.kinds
+            for sigma, kind in product(self.sigmas, self.kinds)
         }
         about = {
             "what": f"votes under Gaussian noise for the first official test {self.what}, and "
@@ -289,29 +288,26 @@ class Certified:
                 for (kind, sigma), model in models.items()
             },
         }
-        keys = ("kind", "sigma", "radius")
-        record = Record(self.record, about, place.results, keys=keys, device=place.device)
+        record = Record(self.record, about, place.results, keys=_CERTIFICATE, device=place.device)
         for kind, sigma, radius in self.wanted():
             model = models[kind, sigma]
-            if radius:
-                few = x[: self.attacked], y[: self.attacked]
-                row = partial(self._attack, model, *few, sigma, radius)
-            else:
+            row = partial(self._attack, model, *few, sigma, radius)
+            if not radius:
                 path = place.work / f"{self.record}_{kind}_{sigma:g}"
                 row = partial(_certify, model, x, sigma=sigma, record=path, **options)
             record.measure((kind, sigma, radius), row)
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, sigma: float, radius: float) -> Row:
         """PGD on the stand-in; then a vote of fresh draws, which the attack has not seen."""
-        view = EOT(Smoothed(model, sigma, draws=self.per_gradient), 1)
-        ball = {"eps": radius * sigma, "norm": "l2", "steps": self.steps, "early_stop": False}
-        hit = attacks.pgd(view, x, y, **ball, batch_size=50)
+        view = attacks.EOT(Smoothed(model, sigma, draws=self.per_gradient), 1)
+        options = {"norm": "l2", "steps": self.steps, "early_stop": False, "batch_size": 50}
+        hit = attacks.pgd(view, x, y, eps=radius * sigma, **options)
         with torch.no_grad():
             read = [
                 votes(model, image, k, sigma, (self.judges,), seed=1)[0].argmax()
                 for k, image in enumerate(hit)
             ]
-        return _counted(torch.stack(read) == y.cpu())
+        return counted(torch.stack(read) == y.cpu())
 
 
 def _certify(model: nn.Module, x: Tensor, *, record: Any, **options: Any) -> Row:
@@ -322,5 +318,5 @@ def _certify(model: nn.Module, x: Tensor, *, record: Any, **options: Any) -> Row
     return {"predictions": found.predictions.tolist(), "votes": found.votes.tolist()}
 
 
-def _counted(right: Tensor) -> Row:
-    return {"n": len(right), "correct": int(right.sum()), "outcomes": pack(right)}
+def _left(model: nn.Module, attack: Callable[..., Tensor], x: Tensor, y: Tensor, eps: float) -> Row:
+    return counted(scores.outcomes(model, attack(x, y, eps=eps), y))

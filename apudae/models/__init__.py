@@ -23,25 +23,3 @@ from .networks import (
     build,
 )
 from .others import VAE, Critic, Generator, MagNet, SharedAutoencoder, UNet
-
-__all__ = [
-    "MODELS",
-    "VAE",
-    "WEIGHTS",
-    "CifarResNet",
-    "ConvDAE",
-    "Critic",
-    "Generator",
-    "MagNet",
-    "MnistCNN",
-    "MnistMLP",
-    "Normalize",
-    "REDNet",
-    "SharedAutoencoder",
-    "UNet",
-    "about",
-    "build",
-    "load",
-    "names",
-    "save",
-]

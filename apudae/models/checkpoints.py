@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..core.files import verify, write_aside
+from ..core.arguments import require
+from ..core.files import read_json, verify, write_aside
 from .networks import MODELS, build
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -34,9 +35,8 @@ def names(folder: str | Path = WEIGHTS) -> list[str]:
 def about(name: str, folder: str | Path = WEIGHTS) -> dict[str, Any]:
     """What the manifest says of a checkpoint: architecture, training, measurements, SHA-256."""
     manifest = _manifest(folder)
-    if name not in manifest:
-        known = ", ".join(manifest) or "none, no manifest.json there"
-        raise ValueError(f"unknown checkpoint {name!r} in {folder}; known: {known}")
+    known = ", ".join(manifest) or "none, no manifest.json there"
+    require(name in manifest, f"unknown checkpoint {name!r} in {folder}; known: {known}")
     return manifest[name]
 
 
@@ -90,7 +90,6 @@ def save(
     if architecture not in MODELS:
         raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(MODELS)}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(folder)
     weights = {
         key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
@@ -124,17 +123,12 @@ def check_fits(
         ours, theirs = (
             list(part[key].shape) if key in part else "nothing" for part in (expected, found)
         )
-        if ours != theirs:
-            raise ValueError(
-                f"{path} does not fit {what}: {key} is {theirs} in the file, {ours} in the model"
-            )
+        require(
+            ours == theirs,
+            f"{path} does not fit {what}: {key} is {theirs} in the file, {ours} in the model",
+        )
 
 
 def _manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "manifest.json"
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RuntimeError(f"{path} is damaged: {error}") from error
+    return read_json(path) if path.is_file() else {}

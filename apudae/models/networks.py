@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.arguments import require
 from .others import (
     VAE,
     Critic,
     Generator,
+    Layers,
     MagNet,
     SharedAutoencoder,
     UNet,
@@ -47,7 +49,7 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-class MnistCNN(nn.Module):
+class MnistCNN(Layers):
     """A small convolutional classifier for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``.
 
     Two strided convolutions and two linear layers. No dropout and no batch norm: it behaves the
@@ -55,8 +57,7 @@ class MnistCNN(nn.Module):
     """
 
     def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
+        super().__init__(
             Normalize(*MNIST),
             *squeeze(1, width, 4),
             nn.Linear(2 * width * 49, 128),
@@ -64,25 +65,18 @@ class MnistCNN(nn.Module):
             nn.Linear(128, 10),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
-
-class MnistMLP(nn.Module):
+class MnistMLP(Layers):
     """Two linear layers for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``; no convolution."""
 
     def __init__(self, width: int = 128) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
+        super().__init__(
             Normalize(*MNIST),
             nn.Flatten(),
             nn.Linear(784, width),
             nn.ReLU(),
             nn.Linear(width, 10),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
 
 class ConvDAE(nn.Module):
@@ -128,7 +122,7 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Layers):
     """A compact residual classifier for small colour images: ``[N, 3, H, W]`` -> ``[N, classes]``.
 
     Eight convolutions in four stages, at 1, 1/2, 1/4 and 1/8 of the image's size, two of them with
@@ -141,8 +135,7 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(self, width: int = 64, classes: int = 10) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
+        super().__init__(
             Normalize(*CIFAR10),
             _convolution(3, width),
             _convolution(width, 2 * width),
@@ -159,7 +152,7 @@ class CifarResNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) / 8  # batch-normed features are large; softer logits train better
+        return super().forward(x) / 8  # batch-normed features are large; softer logits train better
 
 
 class REDNet(nn.Module):
@@ -191,10 +184,10 @@ class REDNet(nn.Module):
             for k in range(half)
         )
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(width, width, 3, padding=1) for _ in range(half - 1)
-        )
-        self.up.append(
-            nn.ConvTranspose2d(width, channels, 3, stride=2, padding=1, output_padding=1)
+            [
+                *(nn.ConvTranspose2d(width, width, 3, padding=1) for _ in range(half - 1)),
+                nn.ConvTranspose2d(width, channels, 3, stride=2, padding=1, output_padding=1),
+            ]
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,9 +200,8 @@ class REDNet(nn.Module):
             z = F.relu(layer(z))
             if k % 2 == 0:
                 kept[k] = z
-        for k, layer in enumerate(self.up[:-1], 1):
+        for mirror, layer in zip(range(len(self.down) - 1, 0, -1), self.up[:-1], strict=True):
             z = F.relu(layer(z))
-            mirror = len(self.down) - k
             if mirror in kept:
                 z = z + kept[mirror]  # both are not negative: a ReLU would change nothing
         return F.relu(self.up[-1](z) + x)
@@ -220,11 +212,10 @@ def resnet50(pretrained: bool = True) -> nn.Module:
 
     The weights (``IMAGENET1K_V2``, 98 MB) are downloaded once into torch's cache.
     """
-    from torchvision.models import ResNet50_Weights
-    from torchvision.models import resnet50 as build_resnet50
+    from torchvision.models import get_model
 
-    weights = ResNet50_Weights.IMAGENET1K_V2 if pretrained else None
-    return nn.Sequential(Normalize(*IMAGENET), build_resnet50(weights=weights))
+    network = get_model("resnet50", weights="IMAGENET1K_V2" if pretrained else None)
+    return nn.Sequential(Normalize(*IMAGENET), network)
 
 
 def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
@@ -280,12 +271,10 @@ def build(name: str, *, seed: int = 0, **options: int) -> nn.Module:
     Raises:
         ValueError: unknown name or option; the message lists the known ones.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    known = list(inspect.signature(MODELS[name]).parameters)
+    require(name in MODELS, f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    known = inspect.signature(MODELS[name]).parameters
     for option in options:
-        if option not in known:
-            raise ValueError(f"unknown option {option!r} of {name}; known: {', '.join(known)}")
+        require(option in known, f"unknown option {option!r} of {name}; known: {', '.join(known)}")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # the CPU's alone
         return MODELS[name](**options)

@@ -1,5 +1,6 @@
 """The networks of other defenses, and the convolutions that all networks of digits share.
 
+- :class:`Layers`: a network of layers in a row
 - :func:`squeeze`, :func:`decoder`: 28×28 digits to a code of few numbers, and back
 - :class:`MagNet`, :class:`VAE`, :class:`Generator` and :class:`Critic`, :class:`SharedAutoencoder`,
   :class:`UNet`
@@ -13,6 +14,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Layers(nn.Module):
+    """A network of layers in a row."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
 
 
 def squeeze(
@@ -42,19 +54,17 @@ def decoder(latent: int, width: int = 32, kernel: int = 4) -> nn.Sequential:
     )
 
 
-class MagNet(nn.Module):
+class MagNet(Layers):
     """The autoencoder that reforms digits in MagNet (Meng & Chen 2017, table 3): images to images.
 
     Five convolutions with sigmoids, three features each, at full size and at half.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-
         def layer(inputs: int, outputs: int = 3) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Sigmoid()]
 
-        self.net = nn.Sequential(
+        super().__init__(
             *layer(1),
             nn.AvgPool2d(2),
             *layer(3),
@@ -63,9 +73,6 @@ class MagNet(nn.Module):
             *layer(3),
             *layer(3, 1),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
 
 
 class VAE(nn.Module):
@@ -89,7 +96,7 @@ class VAE(nn.Module):
         return mean, spread.clamp(-10, 10)
 
 
-class Generator(nn.Module):
+class Generator(Layers):
     """Codes ``[N, latent]`` to digits ``[N, 1, 28, 28]``: half of a generative adversarial network.
 
     Args:
@@ -97,20 +104,15 @@ class Generator(nn.Module):
     """
 
     def __init__(self, latent: int = 64) -> None:
-        super().__init__()
+        super().__init__(*decoder(latent))
         self.latent = latent
-        self.net = decoder(latent)
-
-    def forward(self, code: Tensor) -> Tensor:
-        return self.net(code)
 
 
-class Critic(nn.Module):
+class Critic(Layers):
     """Digits to a number ``[N]``, larger for real ones: the other half (Arjovsky et al. 2017)."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
+        super().__init__(
             *squeeze(1, 32, 4, lambda: nn.LeakyReLU(0.2)),
             nn.Linear(64 * 49, 128),
             nn.LeakyReLU(0.2),
@@ -118,7 +120,7 @@ class Critic(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)[:, 0]
+        return super().forward(x)[:, 0]
 
 
 class SharedAutoencoder(nn.Module):

@@ -28,24 +28,3 @@ from .figures import (
     walk,
 )
 from .widgets import Picture, Slider, SortableTable, Table
-
-__all__ = [
-    "Picture",
-    "Slider",
-    "SortableTable",
-    "Table",
-    "against",
-    "bars",
-    "certified",
-    "checkpoints",
-    "curves",
-    "field",
-    "histograms",
-    "image_grid",
-    "losses",
-    "roc",
-    "rungs",
-    "scatter",
-    "shifted",
-    "walk",
-]

@@ -15,11 +15,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colors, patches, textpath
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from ..core.scores import Accuracy
@@ -28,6 +25,8 @@ from .widgets import Picture
 INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
 _LINES = ((INK, "-", "o"), (BLUE, "--", "s"), (GREEN, "-.", "^"), (ORANGE, ":", "D"))
 _GREY = "#BBBBBB"
+_NO_Y = ("top", "right", "left")  # lines of the frame that are left out
+_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
 _SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")
 
 
@@ -60,15 +59,12 @@ def image_grid(
     margin = 0.9 if any(name.strip() for name in rows) else 0.04
     figure = Picture(figsize=(columns * size + margin, len(rows) * (size + extra)))
     figure.quality = quality
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    empty = {"xticks": [], "yticks": [], "frame_on": False}
+    axes = figure.subplots(len(rows), columns, squeeze=False, subplot_kw=empty)
     fontsize = _fitting(texts, 72 * 0.88 * size)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for k, ax in enumerate(line):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if k >= len(images):
-                continue
-            ax.imshow(_pixels(images[k]), cmap=cmap, vmin=limits[0], vmax=limits[1])
+        for k, (ax, image) in enumerate(zip(line, images, strict=False)):
+            ax.imshow(_pixels(image), cmap=cmap, vmin=limits[0], vmax=limits[1])
             if notes and name in notes:
                 bad = bool(wrong and name in wrong and wrong[name][k])
                 _note(ax, notes[name][k], bad, fontsize=fontsize, labelpad=2)
@@ -90,9 +86,8 @@ def curves(
     """Accuracy against ε (or anything else), with 95 % intervals and direct labels."""
     ax = _chart(6.2, 3.6)
     for name, points, (colour, style, marker) in _styled(lines):
-        y, errors = _with_errors(points.values())
         look = {"color": colour, "ls": style, "marker": marker, "ms": 5, "lw": 1.8, "capsize": 3}
-        ax.errorbar(list(points), y, errors, label=name, **look)
+        ax.errorbar(list(points), *_with_errors(points.values()), label=name, **look)
     return _finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
@@ -106,8 +101,8 @@ def losses(
     """Values per epoch or step, counted from ``first``."""
     ax = _chart(6.2, 2.8)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    _draw(ax, {name: (range(first, first + len(y)), y) for name, y in lines.items()})
-    return _finished(ax, xlabel=xlabel, ylabel=ylabel)
+    steps = {name: (range(first, first + len(y)), y) for name, y in lines.items()}
+    return _drawn(ax, steps, xlabel=xlabel, ylabel=ylabel)
 
 
 def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Picture:
@@ -123,9 +118,9 @@ def roc(lines: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
     """Detections against false alarms, from :func:`apudae.evaluation.roc`."""
     ax = _chart(4.6, 3.8)
     ax.plot([0, 100], [0, 100], color="#999999", lw=1)
-    _draw(ax, {name: (100 * false, 100 * true) for name, (false, true) in lines.items()})
+    percents = {name: (100 * false, 100 * true) for name, (false, true) in lines.items()}
     labels = {"xlabel": "false alarms on clean images (%)", "ylabel": "attacked images found (%)"}
-    return _finished(ax, **labels)
+    return _drawn(ax, percents, **labels)
 
 
 def field(
@@ -155,10 +150,9 @@ def field(
         ax.plot(*points.T.tolist(), color=colour, ls=style, lw=1.6, label=name)
         ax.plot(*points[0].tolist(), color=INK, marker="+", ms=9, mew=1.5)
         ax.plot(*points[-1].tolist(), color=colour, marker=marker, ms=7)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="first pixel", ylabel="second pixel", aspect="equal")
-    if paths:
-        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return ax.figure
+    square = {"xlim": (0, 1), "ylim": (0, 1), "aspect": "equal"}
+    labels = {"xlabel": "first pixel", "ylabel": "second pixel"}
+    return _finished(ax, grid=False, hidden=(), legend=_BESIDE, **square, **labels)
 
 
 def walk(
@@ -183,21 +177,19 @@ def walk(
     """
     figure = Picture(figsize=(7.6, 2.9), layout="constrained")
     chart, digit, bars = figure.subplots(1, 3, width_ratios=(1.15, 0.8, 0.9))
-    seen = classes.unique().tolist()
-    place = {k: number for number, k in enumerate(seen)}
-    shades = [[place[k] for k in row] for row in classes.tolist()]
-    colours = ["#FFFFFF" if k == label else _SHADES[k % len(_SHADES)] for k in seen]
+    seen, places = classes.unique(return_inverse=True)
+    shades = ["#FFFFFF" if k == label else _SHADES[k % len(_SHADES)] for k in seen.tolist()]
     chart.imshow(
-        shades,
-        cmap=ListedColormap(colours),
+        places.numpy(),
+        cmap=colors.ListedColormap(shades),
         vmin=-0.5,
         vmax=len(seen) - 0.5,
         origin="lower",
         extent=(-extent, extent, -extent, extent),
         interpolation="nearest",
     )
-    at = np.linspace(-extent, extent, len(shades))
-    for k in seen:  # each class named where most of it lies
+    at = np.linspace(-extent, extent, len(classes))
+    for k in seen.tolist():  # each class named where most of it lies
         rows, columns = (classes == k).nonzero().float().median(0).values.long().tolist()
         chart.text(at[columns], at[rows], str(k), ha="center", va="center", fontsize=13, color=INK)
     chart.plot(*path.T.tolist(), color=RED, lw=1.5, marker="o", ms=3)
@@ -209,12 +201,10 @@ def walk(
     guess = int(chances.argmax())
     _note(digit, f"reads {guess}", guess != label, fontsize=11)
     names = [f"{k} (true)" if k == label else str(k) for k in range(len(chances))]
-    colours = [INK if k == label else BLUE for k in range(len(chances))]
-    bars.barh(names, chances.tolist(), color=colours)
-    bars.set(xlim=(0, 1), xlabel="probability")
+    inks = [INK if k == label else BLUE for k in range(len(chances))]
+    bars.barh(names, chances.tolist(), color=inks)
     bars.invert_yaxis()
-    bars.spines[["top", "right"]].set_visible(False)
-    return figure
+    return _finished(bars, grid=False, xlim=(0, 1), xlabel="probability")
 
 
 def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
@@ -230,11 +220,8 @@ def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
         y = [names.index(name) + shift for name in points]
         x, errors = _with_errors(points.values())
         ax.errorbar(x, y, xerr=errors, color=colour, marker=marker, ls="", capsize=3, label=group)
-    ax.set(yticks=range(len(names)), yticklabels=names)
-    ax.invert_yaxis()
-    figure = _finished(ax, xlim=(-3, 103), xlabel="read rightly (%)")
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, 1.12), ncols=len(groups))
-    return figure
+    above = {"loc": "upper center", "bbox_to_anchor": (0.4, 1.12), "ncols": len(groups)}
+    return _finished(ax, names, legend=above, xlim=(-3, 103), xlabel="read rightly (%)")
 
 
 def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Picture:
@@ -245,7 +232,6 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
         xlabel: what the cost is.
     """
     ax = _chart(7.0, 4.4)
-    ax.set(xscale="log", xlabel=xlabel, ylabel="worst case (%)", ylim=(-4, 104))
     high: list[tuple[float, float]] = []  # labels that stand already: log cost and height
     lefts: list[float] = []  # costs of those whose name stands on the left
     for name, (cost, worst) in sorted(points.items(), key=lambda p: (p[1][1].percent, p[1][0])):
@@ -276,9 +262,9 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
         )
     costs = [cost for cost, _ in points.values()]
     crowded = any(cost < 1.5 * min(costs) for cost in lefts)
-    ax.set_xlim(min(costs) / (6 if crowded else 1.5), max(costs) * 6)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax.figure
+    xlim = (min(costs) / (6 if crowded else 1.5), max(costs) * 6)
+    axes = {"xscale": "log", "xlim": xlim, "ylim": (-4, 104)}
+    return _finished(ax, grid=False, xlabel=xlabel, ylabel="worst case (%)", **axes)
 
 
 def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
@@ -292,11 +278,10 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     ax = _chart(7.2, 1.9)
     held = at if back else at + 1
     for k in range(steps + 1):
-        full = k < held
-        style = {"fc": "#DCE9F5" if full else "white", "ec": BLUE if full else _GREY}
-        ax.add_patch(FancyBboxPatch((k - 0.22, 0), 0.44, 0.44, boxstyle="round,pad=0.03", **style))
-        name = "x" if k == 0 else f"z{k}"
-        ax.text(k, 0.22, name, ha="center", va="center", color=INK if full else "#999999")
+        fc, ec, ink = ("#DCE9F5", BLUE, INK) if k < held else ("white", _GREY, "#999999")
+        box = {"boxstyle": "round,pad=0.03", "fc": fc, "ec": ec}
+        ax.add_patch(patches.FancyBboxPatch((k - 0.22, 0), 0.44, 0.44, **box))
+        ax.text(k, 0.22, f"z{k}" if k else "x", ha="center", va="center", color=ink)
     colour = ORANGE if back else BLUE
 
     def arrow(start: float, end: float, height: float, colour: str) -> None:
@@ -310,9 +295,8 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     if back:
         arrow(at - 0.1, at - 0.9, -0.22, colour)
         ax.text(at - 0.5, -0.5, "gradient", ha="center", color=colour)
-    ax.set(xlim=(-0.5, steps + 0.5), ylim=(-0.7, 1.25), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    return ax.figure
+    limits = {"xlim": (-0.5, steps + 0.5), "ylim": (-0.7, 1.25)}
+    return _finished(ax, grid=False, frame_on=False, xticks=[], yticks=[], **limits)
 
 
 def against(
@@ -321,8 +305,7 @@ def against(
     """Lines over a common axis, with zero drawn."""
     ax = _chart(6.2, 3.0)
     ax.axhline(0, color=_GREY, lw=1)
-    _draw(ax, {name: (x, y) for name, y in lines.items()})
-    return _finished(ax, xlabel=xlabel, ylabel=ylabel)
+    return _drawn(ax, {name: (x, y) for name, y in lines.items()}, xlabel=xlabel, ylabel=ylabel)
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
@@ -334,12 +317,8 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
         y = [names.index(name) + (k - (len(groups) - 1) / 2) * high for name in values]
         ax.barh(y, list(values.values()), 0.9 * high, color=colour, label=group)
     ax.axvline(0, color="#888888", lw=1)
-    ax.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
-    ax.invert_yaxis()
-    ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return ax.figure
+    return _finished(ax, names, grid=False, hidden=_NO_Y, legend=_BESIDE, xlabel=xlabel)
 
 
 def shifted(sigma: float, share: float, shift: float) -> Picture:
@@ -368,10 +347,9 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     ax.text(radius, 1.1 * top, "← the class ", color=INK, va="center", ha="right")
     left = norm.cdf((radius - shift) / sigma)
     ax.text(shift, 0.35 * top, f"{100 * left:.0f} %", color=BLUE, ha="center", fontweight="bold")
-    ax.set(yticks=[], xlabel="along the direction of the move, in pixel units", ylim=(0, 1.2 * top))
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.86))
-    return ax.figure
+    below = {"loc": "upper right", "bbox_to_anchor": (1, 0.86)}
+    shown = {"xlabel": "along the direction of the move, in pixel units", "ylim": (0, 1.2 * top)}
+    return _finished(ax, grid=False, hidden=_NO_Y, legend=below, yticks=[], **shown)
 
 
 def certified(
@@ -389,8 +367,8 @@ def certified(
         ax.step(radii, shares, where="post", color=colour, ls=style, lw=1.8, label=name)
         for radius, found in (points or {}).get(name, {}).items():
             ax.errorbar(radius, *_with_errors([found]), color=colour, marker=marker, capsize=3)
-    limits = {"xlim": (0, None), "ylim": (-3, 103)}
-    return _finished(ax, xlabel="L2 radius, in pixel units", ylabel="images (%)", **limits)
+    labels = {"xlabel": "L2 radius, in pixel units", "ylabel": "images (%)"}
+    return _finished(ax, xlim=(0, None), ylim=(-3, 103), **labels)
 
 
 def _chart(width: float, height: float) -> Axes:
@@ -403,16 +381,32 @@ def _styled(lines: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[str, str
         yield name, values, _LINES[k % len(_LINES)]
 
 
-def _draw(ax: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+def _drawn(ax: Axes, lines: Mapping[str, tuple[Any, Any]], **settings: object) -> Picture:
     for name, (x, y), (colour, style, _) in _styled(lines):
         ax.plot(x, y, color=colour, ls=style, lw=1.8, label=name)
+    return _finished(ax, **settings)
 
 
-def _finished(ax: Axes, **settings: object) -> Picture:
+def _finished(
+    ax: Axes,
+    rows: Sequence[str] = (),
+    *,
+    grid: bool = True,
+    hidden: Sequence[str] = ("top", "right"),
+    legend: Mapping[str, object] | None = None,
+    **settings: object,
+) -> Picture:
+    """What figures have in common at the end; ``rows`` are names down the axis of heights."""
+    if rows:
+        ax.set(yticks=range(len(rows)), yticklabels=rows)
+        ax.invert_yaxis()
     ax.set(**settings)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    if grid:
+        ax.grid(alpha=0.25)
+    for side in hidden:
+        ax.spines[side].set_visible(False)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, **(legend or {}))
     return ax.figure
 
 
@@ -431,12 +425,9 @@ def _note(ax: Axes, text: str, wrong: bool, **style: object) -> None:
 
 def _fitting(notes: Sequence[str], width: float, largest: float = 10.5) -> float:
     """The font size at which every line of the notes, bold and with a cross, is narrow enough."""
-    bold = FontProperties(weight="bold")
     lines = {f"{line} ✗" for text in notes for line in text.split("\n") if line}
-    widest = max(
-        (TextPath((0, 0), s, largest, prop=bold).get_extents().width for s in lines), default=0
-    )
-    return largest * min(1.0, width / widest) if widest else largest
+    drawn = (textpath.TextPath((0, 0), s, largest, prop={"weight": "bold"}) for s in lines)
+    return largest * (width / max([width, *(path.get_extents().width for path in drawn)]))
 
 
 def _pixels(image: Tensor) -> np.ndarray:

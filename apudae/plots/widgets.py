@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-_DPI = 144  # stored pictures; shown at about half that, so they are sharp on a fine screen
-
 
 class Picture(Figure):
     """A matplotlib figure that a notebook shows by itself: no pyplot, no global state.
@@ -23,23 +21,20 @@ class Picture(Figure):
     quality = 0
 
     def _repr_png_(self) -> bytes | None:
-        return None if self.quality else self._encoded(format="png", metadata={"Software": None})
+        return None if self.quality else self._encoded("png", metadata={"Software": None})
 
     def _repr_jpeg_(self) -> bytes | None:
-        if not self.quality:
-            return None
-        return self._encoded(format="jpeg", pil_kwargs={"quality": self.quality})
+        return self._encoded("jpeg", pil_kwargs={"quality": self.quality}) if self.quality else None
 
-    def _encoded(self, **options: object) -> bytes:
+    def _encoded(self, kind: str, **options: object) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, dpi=_DPI, **options)
+        # Shown at about half of these dots, so that it is sharp on a fine screen.
+        self.savefig(buffer, format=kind, dpi=144, **options)
         return buffer.getvalue()
 
     def address(self) -> str:
         """The picture itself as a ``data:`` URL."""
-        kind, whole = "png", self._repr_png_()
-        if whole is None:
-            kind, whole = "jpeg", self._repr_jpeg_()
+        kind, whole = "jpeg" if self.quality else "png", self._repr_png_() or self._repr_jpeg_()
         return f"data:image/{kind};base64,{base64.b64encode(whole).decode()}"
 
 
@@ -180,5 +175,5 @@ class Slider:
 
 
 def _glue(cell: str) -> str:
-    cell = cell.replace("|", r"\|")
-    return re.sub(r"(?<=\d) (?=%)|(?<=,) (?=[-+\d.]+\])", "\N{NO-BREAK SPACE}", cell)
+    places = r"(?<=\d) (?=%)|(?<=,) (?=[-+\d.]+\])"
+    return re.sub(places, "\N{NO-BREAK SPACE}", cell.replace("|", r"\|"))

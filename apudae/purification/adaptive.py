@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_choice, check_count, check_number
+from ..core.calling import in_training
 from ..core.norms import per_image
 from .purifier import Purifier, Watch
 from .reconstruction import Calibration, check_calibration
@@ -249,50 +250,41 @@ class Adaptive(Purifier):
         return self.reconstruct(z).clamp(0, 1) if self.returns_reconstruction else z
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
+        if names := in_training(self.dae):
+            raise ValueError(
+                f"dae: {names} in training mode, which draws anew at every pass or couples the "
+                "images of a batch; call .eval()"
+            )
         # The steps need gradients even where the caller switched them off. Whether the steps can
         # themselves be differentiated is the caller's choice.
-        self._check_mode()
         parameters = tuple(p for p in self.dae.parameters() if p.requires_grad)
         graph = torch.is_grad_enabled() and (x.requires_grad or len(parameters) > 0)
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             x = x if graph else x.detach().clone()  # a clone may leave inference mode
-            z = self._walk(x, index, draw, parameters, watch)
-            return self.seen_by_classifier(z) if watch is None else z
-
-    def _walk(
-        self,
-        x: Tensor,
-        index: Tensor | None,
-        draw: int,
-        parameters: tuple[nn.Parameter, ...],
-        watch: Watch | None,
-    ) -> Tensor:
-        z, state = x, self.stepper.start(x)
-        place = torch.arange(len(x), device=x.device)  # of the images that are still on their way
-        done: list[tuple[Tensor, Tensor]] = []
-        t = 0
-        for t in range(1, self.steps + 1):
-            if watch:
-                watch(_gather([*done, (place, z)]))
-            d, gradient = self._look(z.detach(), graph=False)
-            if self.enough is not None:
-                going = ~(d <= self.enough)  # an error of NaN goes on, and shows
-                if not going.all():
-                    done.append((place[~going], z[~going]))
-                    z, x, place, d, gradient, *state = (
-                        part[going] for part in (z, x, place, d, gradient, *state)
-                    )
-                    index = None if index is None else index[going.to(index.device)]
+            z, state, look = x, self.stepper.start(x), partial(self._look, graph=True)
+            place = torch.arange(len(x), device=x.device)  # of the images still on their way
+            done: list[tuple[Tensor, Tensor]] = []
+            t = 1
+            for t in range(1, self.steps + 1):
+                if watch and t > 1:
+                    watch(_gather([*done, (place, z)]))
+                d, gradient = self._look(z.detach(), graph=False)
+                # An error of NaN goes on, and shows.
+                if self.enough is not None and (stop := d <= self.enough).any():
+                    done.append((place[stop], z[stop]))
+                    parts = (z, x, place, d, gradient, *state)
+                    z, x, place, d, gradient, *state = (part[~stop] for part in parts)
+                    index = None if index is None else index[~stop.to(index.device)]
                     if not len(z):
                         break
-            look, move = partial(self._look, graph=True), partial(self._move, t, index, draw)
-            z, *state = ExactStep.apply(
-                look, move, d, gradient, parameters, z, x, *state, *parameters
-            )
-        end = _gather([*done, (place, z)])
-        for _ in range(t, self.steps + 1) if watch else ():
-            watch(end)
-        return end
+                move = partial(self._move, t, index, draw)
+                z, *state = ExactStep.apply(
+                    look, move, d, gradient, parameters, z, x, *state, *parameters
+                )
+            end = _gather([*done, (place, z)])
+            for _ in range(t, self.steps + 1) if watch else ():
+                watch(end)
+            return end if watch else self.seen_by_classifier(end)
 
     def _look(self, z: Tensor, *, graph: bool) -> tuple[Tensor, Tensor]:
         """Errors ``[N]`` and the objective's gradient: one pass forward, one back to the image."""

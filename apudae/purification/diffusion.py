@@ -83,8 +83,6 @@ class DiffPure(Purifier):
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
         kept = signal(torch.tensor(self.levels[0])).item()
         z = math.sqrt(kept) * (2 * x - 1) + math.sqrt(1 - kept) * self._normal(x, index, draw, 0)
-        if watch:
-            watch(x)
         for k, (t, s) in enumerate(zip(self.levels, self.levels[1:], strict=False), 1):
             fresh = self._normal(x, index, draw, k) if s else None
             z = recomputed(self._step, z, fresh, t, s, graph=torch.is_grad_enabled())

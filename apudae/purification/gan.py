@@ -63,14 +63,12 @@ class DefenseGAN(Purifier):
         return (x - self(x)).square().flatten(1).sum(1)
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
-        latent, n = self.generator.latent, len(x)
-        draws = uniforms((self.starts, latent), index, self.seed, draw, device=x.device)
-        code = normals(draws).to(x.dtype).expand(n, -1, -1).flatten(0, 1)
+        shape = (self.starts, self.generator.latent)
+        draws = uniforms(shape, index, self.seed, draw, device=x.device)
+        code = normals(draws).to(x.dtype).expand(len(x), -1, -1).flatten(0, 1)
         wanted = x.repeat_interleave(self.starts, 0)
         speed = torch.zeros_like(code)
         graph = torch.is_grad_enabled() and x.requires_grad
-        if watch:
-            watch(x)
         with torch.inference_mode(False):
             if not graph:
                 code, wanted, speed = code.clone(), wanted.detach().clone(), speed.clone()
@@ -94,6 +92,5 @@ class DefenseGAN(Purifier):
         """Of the images drawn from each start's code, the one nearest to what is wanted."""
         drawn = self.generator(code)
         error = (drawn - wanted).square().flatten(1).sum(1).view(-1, self.starts)
-        best = error.argmin(1)
-        place = torch.arange(len(best), device=best.device)
-        return drawn.view(-1, self.starts, *wanted.shape[1:])[place, best]
+        place = torch.arange(len(error), device=error.device)
+        return drawn.view(-1, self.starts, *wanted.shape[1:])[place, error.argmin(1)]

@@ -22,7 +22,7 @@ from ..core.arguments import (
     check_labels,
     check_number,
 )
-from ..core.calling import in_training, takes_keys
+from ..core.calling import takes_keys
 from ..core.norms import normals, uniforms
 from .reconstruction import check_dae, reconstruct, reconstruction_error
 
@@ -85,7 +85,7 @@ class Purifier(nn.Module):
     def iterates(self, x: Tensor, index: Tensor | None = None, draw: int = 0) -> list[Tensor]:
         """The images before the first step and after each, ``[N, C, H, W]`` each."""
         self._check(x, index, draw)
-        path: list[Tensor] = []
+        path = [x]
         with torch.autocast(x.device.type, enabled=False):
             self._purify(x, index, draw, path.append)
         return path
@@ -112,13 +112,6 @@ class Purifier(nn.Module):
         """Standard normal draws ``[N or 1, C, H, W]``, from the uniform ones."""
         return normals((self._noise(x, index, draw, step).double() + 1) / 2).to(x.dtype)
 
-    def _check_mode(self) -> None:
-        if names := in_training(self.dae):
-            raise ValueError(
-                f"dae: {names} in training mode, which draws anew at every pass or couples the "
-                "images of a batch; call .eval()"
-            )
-
     def _check(self, x: Tensor, index: Tensor | None, draw: int) -> None:
         """Look at the keys, and once, at the first call, at the DAE's output."""
         check_count(draw, "draw", minimum=0)
@@ -126,10 +119,9 @@ class Purifier(nn.Module):
             raise ValueError(f"draw: expected less than {_STREAMS - 1}, got {draw}; change seed")
         if index is not None:
             check_labels(index, len(x), name="index")
-        if self._seen or not len(x):
-            return
-        check_dae(self.dae, x[:8].detach().clamp(0, 1))
-        self._seen = True
+        if len(x) and not self._seen:
+            check_dae(self.dae, x[:8].detach().clamp(0, 1))
+            self._seen = True
 
 
 def recomputed(step: Callable[..., Any], *inputs: object, graph: bool) -> Any:
@@ -171,11 +163,7 @@ class Direct(Purifier):
         return f"repeats={self.repeats}, noise={self.noise:g}"
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
-        z = x
-        if watch:
-            watch(z)
-        if self.noise:
-            z = z + self.noise * self._normal(x, index, draw, 0)
+        z = x + self.noise * self._normal(x, index, draw, 0) if self.noise else x
         for _ in range(self.repeats):
             z = self.reconstruct(z).clamp(0, 1)
             if watch:
@@ -228,9 +216,9 @@ class Defended(nn.Module):
         return torch.stack(chances).logsumexp(0) - math.log(self.draws)
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int) -> Tensor:
-        if takes_keys(self.purifier):
-            return self.purifier(x, index=index, draw=draw)
-        return self.purifier(x)  # somebody else's, which draws for itself if it draws
+        # Somebody else's purifier draws for itself if it draws.
+        keys = {"index": index, "draw": draw} if takes_keys(self.purifier) else {}
+        return self.purifier(x, **keys)
 
     @torch.no_grad()
     def trajectory(self, x: Tensor, index: Tensor | None = None, draw: int = 0) -> Trajectory:

@@ -87,6 +87,6 @@ class Soap(Purifier):
         place = torch.arange(len(x), device=x.device)
         if watch:
             paths = [torch.stack(walk.iterates(x, index, draw)) for walk in self.walks]
-            for step in torch.stack(paths)[best, :, place].unbind(1):
+            for step in torch.stack(paths)[best, 1:, place].unbind(1):
                 watch(step)
         return ends[best, place]

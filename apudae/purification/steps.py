@@ -120,9 +120,6 @@ STEPPERS: dict[str, Stepper] = {
     "sign": Sign(),
     "l2": Normalised(),
 }
-# Images -> their errors [N] and the objective's gradient; and the step taken with those.
-Look = Callable[[Tensor], tuple[Tensor, Tensor]]
-Move = Callable[[Tensor, Tensor, Tensor, Tensor, State], tuple[Tensor, State]]
 
 
 class ExactStep(torch.autograd.Function):
@@ -131,6 +128,9 @@ class ExactStep(torch.autograd.Function):
     Going forward no graph is kept, so that ``n`` steps hold ``n`` images (and what the stepper
     remembers of them) and never more than one step's graph. Going back, the step is taken again
     with the graph of its inner gradient, which gives the derivative of second order.
+
+    ``look``: images -> their errors ``[N]`` and the objective's gradient; ``move``: the step taken
+    with those.
     """
 
     @staticmethod
@@ -152,13 +152,11 @@ class ExactStep(torch.autograd.Function):
             z, x, *state = inputs
             d, gradient = ctx.look(z)
             after, state = ctx.move(z, x, d, gradient, tuple(state))
-            sources = (*inputs, *parameters)
-            asked = [s for s, w in zip(sources, wanted, strict=True) if w]
+            asked = [s for s, w in zip((*inputs, *parameters), wanted, strict=True) if w]
             pairs = zip((after, *state), upstream, strict=True)
             ends, weights = zip(*((o, u) for o, u in pairs if o.requires_grad), strict=True)
-            found = torch.autograd.grad(ends, asked, weights, allow_unused=True)
-        results = iter(found)
-        return (None,) * 5 + tuple(next(results) if w else None for w in wanted)
+            found = iter(torch.autograd.grad(ends, asked, weights, allow_unused=True))
+        return (None,) * 5 + tuple(next(found) if w else None for w in wanted)
 
 
 class FrozenConvolutions(TorchFunctionMode):
@@ -170,28 +168,35 @@ class FrozenConvolutions(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        rule = {torch.conv2d: _Convolution, torch.conv_transpose2d: _Transposed}.get(func)
-        if rule is None or kwargs or not _is_plain(*args):
-            return func(*args, **(kwargs or {}))
-        return rule.apply(*args)
+        arguments = {torch.conv2d: 7, torch.conv_transpose2d: 8}.get(func)
+        if len(args) == arguments and not kwargs and _is_plain(*args):
+            return _Frozen.apply(func, *args)
+        return func(*args, **(kwargs or {}))
 
 
-def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None = None, *options: object) -> bool:
-    """A batch, all options given (as torch's own layers do) and in numbers, nothing to train."""
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None, *options: object) -> bool:
+    """A batch, the padding in numbers, nothing to train."""
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    return frozen and x.ndim == 4 and len(options) >= 4 and not isinstance(options[1], str)
+    return frozen and x.ndim == 4 and not isinstance(options[1], str)
 
 
-class _Convolution(torch.autograd.Function):
+class _Frozen(torch.autograd.Function):
+    """One of the two convolutions; the gradient to its input is the other."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, dilation, groups):
+    def forward(ctx, convolution, x, weight, bias, *options):
         ctx.save_for_backward(weight)
-        ctx.size, ctx.options = x.shape[2:], (stride, padding, dilation, groups)
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        ctx.convolution, ctx.size, ctx.options = convolution, x.shape[2:], options
+        return convolution(x, weight, bias, *options)
 
     @staticmethod
     def backward(ctx, upstream):
-        (weight,) = ctx.saved_tensors
+        weight = ctx.saved_tensors[0].to(upstream.dtype)  # autocast does not reach in here
+        none = (None,) * (2 + len(ctx.options))
+        if ctx.convolution is torch.conv_transpose2d:
+            stride, padding, _, groups, dilation = ctx.options
+            gradient = torch.conv2d(upstream, weight, None, stride, padding, dilation, groups)
+            return None, gradient, *none
         stride, padding, dilation, groups = ctx.options
         left = []  # rows and columns that the stride did not reach
         for k in range(2):
@@ -200,23 +205,5 @@ class _Convolution(torch.autograd.Function):
             )
             reached = (upstream.shape[2 + k] - 1) * s - 2 * p + d * (weight.shape[2 + k] - 1) + 1
             left.append(ctx.size[k] - reached)
-        weight = weight.to(upstream.dtype)  # autocast does not reach in here
-        gradient = torch.conv_transpose2d(
-            upstream, weight, None, stride, padding, left, groups, dilation
-        )
-        return gradient, *(None,) * 6
-
-
-class _Transposed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, output_padding, groups, dilation):
-        ctx.save_for_backward(weight)
-        ctx.options = stride, padding, dilation, groups
-        return torch.conv_transpose2d(
-            x, weight, bias, stride, padding, output_padding, groups, dilation
-        )
-
-    @staticmethod
-    def backward(ctx, upstream):
-        (weight,) = ctx.saved_tensors
-        return torch.conv2d(upstream, weight.to(upstream.dtype), None, *ctx.options), *(None,) * 7
+        options = (stride, padding, left, groups, dilation)
+        return None, torch.conv_transpose2d(upstream, weight, None, *options), *none

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.arguments import check_count, check_images, check_number
-from ..core.norms import uniforms
+from ..core.norms import in_ball
 from .adaptive import Adaptive
 from .steps import Adam, Descent, Normalised, Sign
 
@@ -41,36 +41,29 @@ def smooth(purifier: Adaptive, x: Tensor, *, radius: float = 0.1) -> dict[str, A
     check_images(x)
     check_count(len(x), "number of images")
     check_number(radius, "radius")
-    index = torch.arange(len(x))
-    draws = uniforms(tuple(x.shape[1:]), index, 0, 1, device=x.device).to(x.dtype)
-    moved = (x + radius * (2 * draws - 1)).clamp(0, 1)
+    moved = in_ball(x, radius, "linf", torch.arange(len(x)), 0, 1)
     plain = purifier.replace(stop=None, noise=0.0)
     stepper, size = plain.stepper, plain.step_size
 
-    def scale(like: Adaptive) -> tuple[float, float]:
-        """Root mean square of a pixel's gradient, and the gradient's mean length."""
+    def descent(like: Adaptive) -> tuple[float, float, Adaptive]:
+        """Root mean square of a pixel's gradient, its mean length, and plain steps as long."""
         gradient = like.inner_gradient(moved).flatten(1).double()
-        rms, long = gradient.square().mean().sqrt().item(), gradient.norm(dim=1).mean().item()
-        return max(rms, 1e-12), max(long, 1e-12)
+        rms = max(gradient.square().mean().sqrt().item(), 1e-12)
+        long = max(gradient.norm(dim=1).mean().item(), 1e-12)
+        length = {Descent: size, Normalised: size / long}.get(type(stepper), size / rms)
+        return rms, long, like.replace(stepper=Descent(), step_size=length)
 
-    rms, long = scale(plain)
-    found = {}
+    rms, long, steps = descent(plain)
+    found = {"descent": steps} if isinstance(stepper, (Adam, Sign, Normalised)) else {}
     if isinstance(stepper, Adam):
         wide = Adam(stepper.beta1, stepper.beta2, eps=max(rms, stepper.eps))
-        found["descent"] = plain.replace(stepper=Descent(), step_size=size / rms)
         found["smooth steps"] = plain.replace(stepper=wide, step_size=2 * size)
-    elif isinstance(stepper, Sign):
-        found["descent"] = plain.replace(stepper=Descent(), step_size=size / rms)
-        if not stepper.tau:
-            found["smooth steps"] = plain.replace(stepper=Sign(tau=rms))
+    elif isinstance(stepper, Sign) and not stepper.tau:
+        found["smooth steps"] = plain.replace(stepper=Sign(tau=rms))
     elif isinstance(stepper, Normalised):
-        found["descent"] = plain.replace(stepper=Descent(), step_size=size / long)
         found["smooth steps"] = plain.replace(stepper=Normalised(floor=long))
-    elif purifier.random or purifier.enough is not None:
+    elif not found and (purifier.random or purifier.enough is not None):
         found["as it is"] = plain
     if purifier.options["objective"] == "hinge":
-        match = plain.replace(objective="match")
-        rms, long = scale(match)
-        length = {Descent: size, Normalised: size / long}.get(type(stepper), size / rms)
-        found["match"] = match.replace(stepper=Descent(), step_size=length)
+        *_, found["match"] = descent(plain.replace(objective="match"))
     return found

@@ -75,8 +75,7 @@ class Median(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        before = self.size // 2
-        after = self.size - 1 - before
+        before, after = self.size // 2, (self.size - 1) // 2
         padded = F.pad(x, (before, after, before, after), mode="replicate")
         near = padded.unfold(2, self.size, 1).unfold(3, self.size, 1).flatten(4)
         return near.sort(-1).values[..., self.size**2 // 2]
@@ -123,9 +122,7 @@ class JPEG(nn.Module):
         z = (255 * x).round()
         if channels == 3:
             z = torch.einsum("dc,nchw->ndhw", self.colours.to(x.dtype), z)
-            z = torch.cat([z[:, :1] - 128, z[:, 1:]], 1).round()
-        else:
-            z = z - 128
+        z = torch.cat([z[:, :1] - 128, z[:, 1:]], 1).round()
         z = F.pad(z, (0, -width % 8, 0, -height % 8), mode="replicate")
         blocks = z.unfold(2, 8, 8).unfold(3, 8, 8)  # [N, C, rows, columns, 8, 8]
         basis = self.basis.to(x.dtype)
@@ -133,11 +130,9 @@ class JPEG(nn.Module):
         kept = ((basis @ blocks @ basis.T) / tables).round() * tables
         z = (basis.T @ kept @ basis).transpose(3, 4).flatten(4, 5).flatten(2, 3)
         z = z[:, :, :height, :width].round()
+        z = torch.cat([z[:, :1] + 128, z[:, 1:]], 1)
         if channels == 3:
-            z = torch.cat([z[:, :1] + 128, z[:, 1:]], 1)
             z = torch.einsum("dc,nchw->ndhw", self.back.to(x.dtype), z).round()
-        else:
-            z = z + 128
         return z.clamp(0, 255) / 255
 
     def extra_repr(self) -> str:

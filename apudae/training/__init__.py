@@ -26,21 +26,3 @@ from .tasks import (
     noise_prediction,
     purifying,
 )
-
-__all__ = [
-    "History",
-    "InMemory",
-    "Streamed",
-    "Task",
-    "adversarial",
-    "classification",
-    "denoising",
-    "fit",
-    "from_attacked",
-    "joint",
-    "measure",
-    "noise_prediction",
-    "precision_of",
-    "purifying",
-    "train_gan",
-]

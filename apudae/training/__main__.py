@@ -53,8 +53,7 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
         shared = {key: getattr(args, key) for key in ("size", "batch_size", "seed", "workers")}
         stream = Streamed(data.list_folder(args.data), device=device, **shared)
         fit(model, stream, **run)
-        about["data"] = {"name": "folder", "n": stream.n}
-        about["augment"] = "random crops, mirrored"
+        about |= {"data": {"name": "folder", "n": stream.n}, "augment": "random crops, mirrored"}
 
     if processes.rank() == 0:
         save = {"architecture": args.model, "options": options, "folder": out}
@@ -77,8 +76,7 @@ def _task(args: argparse.Namespace) -> tuple[Task, dict[str, Any]]:
         if len(args.sigma) > 2:
             raise ValueError(f"sigma: expected one level or lowest and highest, got {args.sigma}")
         sigma = tuple(args.sigma) if len(args.sigma) == 2 else args.sigma[0]
-        about = {"sigma": args.sigma, "noise": args.noise}
-        return denoising(sigma, kind=args.noise), about
+        return denoising(sigma, kind=args.noise), {"sigma": args.sigma, "noise": args.noise}
     task = adversarial(attacks.pgd, eps=args.eps, steps=args.attack_steps, early_stop=True)
     return task, {"attack": "pgd", "eps": args.eps, "attack_steps": args.attack_steps}
 

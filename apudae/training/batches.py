@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..core import processes
 from ..core.arguments import check_count, check_labels
@@ -109,29 +109,6 @@ def flip_and_shift(x: Tensor, draws: Generator, reach: int = 4) -> Tensor:
     return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-class _Decoded(Dataset):
-    """Files as uint8 images of one size; random crops follow from (seed, epoch, index)."""
-
-    def __init__(self, listing: Listing, size: int, crop: str, seed: int, epoch: int) -> None:
-        self.listing, self.size, self.crop = listing, size, crop
-        self.seed, self.epoch = seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.listing.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = read_image(self.listing.files[index], self.size)
-        room = [length - self.size for length in image.shape[1:]]
-        corner = [r // 2 for r in room]
-        if self.crop == "random":
-            u = torch.rand(3, generator=keyed(self.seed, self.epoch, 1, index)).tolist()
-            corner = [int(u[k] * (r + 1)) for k, r in enumerate(room)]
-            image = image.flip(2) if u[2] < 0.5 else image
-        top, left = corner
-        cut = image[:, top : top + self.size, left : left + self.size]
-        return cut.contiguous(), self.listing.labels[index]
-
-
 class Streamed:
     """A folder's images, read and decoded ahead of time by worker processes.
 
@@ -178,12 +155,25 @@ class Streamed:
         names = [(path.name, label) for path, label in zip(*self.listing, strict=True)]
         return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        """A uint8 image as one epoch crops it, and its label: what (epoch, index) stands for."""
+        epoch, index = key
+        image = read_image(self.listing.files[index], self.size)
+        room = [length - self.size for length in image.shape[1:]]
+        top, left = (r // 2 for r in room)
+        if self.crop == "random":
+            u = torch.rand(3, generator=keyed(self.seed, epoch, 1, index)).tolist()
+            top, left = (int(u[k] * (r + 1)) for k, r in enumerate(room))
+            image = image.flip(2) if u[2] < 0.5 else image
+        cut = image[:, top : top + self.size, left : left + self.size]
+        return cut.contiguous(), self.listing.labels[index]
+
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
         parts = list(shares(self.n, self.batch_size, self.seed, number))
         loader = DataLoader(
-            _Decoded(self.listing, self.size, self.crop, self.seed, number),
-            batch_sampler=[index.tolist() for index, _ in parts],
+            self,
+            batch_sampler=[[(number, k) for k in index.tolist()] for index, _ in parts],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,

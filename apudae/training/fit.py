@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from ..core.arguments import (
 from ..core.calling import evaluating
 from ..core.files import write_torch
 from ..core.norms import keyed
-from ..core.processes import precision_of
 from ..models.checkpoints import check_fits
 from .batches import InMemory, Streamed, as_float
 from .tasks import Task, classification
@@ -92,7 +91,7 @@ class TrainingRun:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=self.layout)
         asked = settings["precision"]
-        self.dtype = precision_of(self.device) if asked == "auto" else PRECISIONS[asked]
+        self.dtype = processes.precision_of(self.device) if asked == "auto" else PRECISIONS[asked]
         self.settings = settings | {
             "batch_size": source.batch_size,
             "n": source.n,
@@ -102,30 +101,23 @@ class TrainingRun:
             "task": getattr(task, "name", getattr(task, "__name__", "own")),
             "images": source.fingerprint(),
         }
-        scaled = self.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        optimizer = OPTIMIZERS[settings["optimizer"]]
+        kind = self.device.type
+        self.autocast = torch.autocast(kind, self.dtype) if self.dtype else nullcontext()
+        self.scaler = torch.amp.GradScaler(kind, enabled=self.dtype == torch.float16)
         lr, decay = settings["lr"], settings["weight_decay"]
+        optimizer, schedule = OPTIMIZERS[settings["optimizer"]], SCHEDULES[settings["schedule"]]
         self.optimizer = optimizer(model.parameters(), lr=lr, weight_decay=decay)
-        schedule = SCHEDULES[settings["schedule"]]
         self.schedule = schedule(self.optimizer, lr, self.epochs * len(source))
-        self.average = None
+        self.average, self.kept = None, model  # kept: what is validated, and stays in the end
         if settings["ema"]:
             running = swa_utils.get_ema_multi_avg_fn(settings["ema"])
             self.average = swa_utils.AveragedModel(model, multi_avg_fn=running, use_buffers=True)
+            self.kept = self.average.module
         self.history, self.done = History(), 0
         self.called = torch.compile(model) if compile else model
         if processes.world() > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
+            ids = [self.device.index] if kind == "cuda" else None
             self.called = nn.parallel.DistributedDataParallel(self.called, device_ids=ids)
-
-    @torch.no_grad()
-    def check_classes(self) -> None:
-        """Raise ``ValueError`` for a label that has no class: on a GPU it would be fatal."""
-        labels, example = self.source.look()
-        with evaluating(self.model), self.autocast():
-            classes = self.model(example).shape[1]
-        check_labels(labels, len(labels), classes=classes, name="labels")
 
     def train(
         self, validation: tuple[Tensor, Tensor] | None, checkpoint: Path | None, progress: bool
@@ -133,23 +125,23 @@ class TrainingRun:
         """All epochs that are left; the model's modes are as before afterwards."""
         if checkpoint is not None and checkpoint.is_file():
             self.resume(checkpoint)
-        hidden: dict[str, bool | None] = {"disable": True}
-        if progress and processes.rank() == 0:
-            # None hides it where there is no terminal; TQDM_DISABLE is tqdm's own to read.
-            hidden = {} if "TQDM_DISABLE" in os.environ else {"disable": None}
+        shown = progress and processes.rank() == 0
+        # None hides it where there is no terminal; TQDM_DISABLE is tqdm's own to read.
+        own = {} if shown and "TQDM_DISABLE" in os.environ else {"disable": None if shown else True}
         steps = len(self.source)
-        bar = tqdm(total=self.epochs * steps, initial=self.done * steps, desc="training", **hidden)
+        bar = tqdm(total=self.epochs * steps, initial=self.done * steps, desc="training", **own)
         with evaluating(self.model), bar:
             while self.done < self.epochs:
                 start = time.perf_counter()
                 with self.global_draws():
                     loss = self.epoch(bar)
-                self.agree()
+                for buffer in (*self.model.buffers(), *self.kept.buffers()):
+                    processes.from_first(buffer)  # the same in every process
                 self.check_weights()
                 self.history.loss.append(loss)
                 if validation is not None:
                     shared = {"seed": self.seed, "device": self.device}
-                    with self.autocast():
+                    with self.autocast:
                         found = measure(self.kept, *validation, self.task, **shared)
                     self.history.validation.append(found)
                 self.history.seconds.append(time.perf_counter() - start)
@@ -163,11 +155,6 @@ class TrainingRun:
                 self.model.load_state_dict(self.kept.state_dict())
         return self.history
 
-    @property
-    def kept(self) -> nn.Module:
-        """What is validated and kept in the end: the average of the weights, if there is one."""
-        return self.average.module if self.average else self.model
-
     @contextmanager
     def global_draws(self) -> Iterator[None]:
         """Layers such as dropout draw from the global generators: set here, restored afterwards."""
@@ -180,37 +167,33 @@ class TrainingRun:
                     torch.cuda.manual_seed(seed)
             yield
 
-    def agree(self) -> None:
-        """The same buffers in every process."""
-        for part in [self.model, self.kept] if self.average else [self.model]:
-            for buffer in part.buffers():
-                processes.from_first(buffer)
-
     def check_weights(self) -> None:
         """Raise ``RuntimeError`` if a weight is not a number any more."""
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise self.diverged(f"{name} became NaN or infinite in epoch {self.done + 1}")
+                raise self.diverged(f"{name} became NaN or infinite")
 
     def epoch(self, bar: tqdm) -> float:
         """One pass; the mean loss over all processes."""
         self.model.train()
         noise = keyed(self.seed, self.done, 2, processes.rank(), device=self.device)
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        with _room_for(self.source.batch_size):
+        try:
             for step, (x, y, share) in enumerate(self.source.epoch(self.done), 1):
                 x = x.contiguous(memory_format=self.layout)
                 if hasattr(self.task, "announce"):
                     self.task.announce((self.done + (step - 1) / len(self.source)) / self.epochs)
                 try:
-                    with self.autocast():
+                    with self.autocast:
                         loss = self.task(self.called, x, y, noise)
                 except ValueError:
                     self.check_weights()  # an attack refuses NaN logits: say where they come from
                     raise
                 total += loss.detach() * (len(x) if share else 0)
                 if step % _CHECK_EVERY.get(self.device.type, 50) == 0 or step == len(self.source):
-                    self.check(total, step)
+                    value = processes.total(total.clone()).item()  # all processes stop, or none
+                    if not math.isfinite(value):
+                        raise self.diverged(f"the loss became {value}", f", by step {step}")
                 self.optimizer.zero_grad()
                 self.scaler.scale(loss * share).backward()
                 self.scaler.step(self.optimizer)
@@ -219,22 +202,21 @@ class TrainingRun:
                 if self.average:
                     self.average.update_parameters(self.model)
                 bar.update()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            size = self.source.batch_size
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise RuntimeError(
+                    f"too little memory for batches of {size}; try {max(1, size // 2)}"
+                ) from error
+            raise
         return (processes.total(total) / self.source.n).item()
 
-    def check(self, total: Tensor, step: int) -> None:
-        """Raise ``RuntimeError`` if the loss is not a number any more."""
-        value = processes.total(total.clone()).item()  # all processes stop, or none
-        if not math.isfinite(value):
-            raise self.diverged(f"the loss became {value} in epoch {self.done + 1}, by step {step}")
-
-    def diverged(self, what: str) -> RuntimeError:
+    def diverged(self, what: str, by: str = "") -> RuntimeError:
         """The error that says what is no number any more, and what may help."""
-        lower = f"try a learning rate below {self.settings['lr']:g}"
-        return RuntimeError(f"{what}; {lower}. Checkpoints of earlier epochs are kept.")
-
-    def autocast(self) -> AbstractContextManager:
-        """In the half precision of the run, if it has one."""
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+        return RuntimeError(
+            f"{what} in epoch {self.done + 1}{by}; try a learning rate below "
+            f"{self.settings['lr']:g}. Checkpoints of earlier epochs are kept."
+        )
 
     def state(self) -> dict:
         """All that a resumed run needs."""
@@ -263,19 +245,6 @@ class TrainingRun:
         self.history, self.done = History(**state["history"]), state["done"]
 
 
-@contextmanager
-def _room_for(batch_size: int) -> Iterator[None]:
-    """Says which batch size was tried when memory runs out."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise RuntimeError(
-                f"too little memory for batches of {batch_size}; try {max(1, batch_size // 2)}"
-            ) from error
-        raise
-
-
 @torch.no_grad()
 def measure(
     model: nn.Module,
@@ -292,13 +261,12 @@ def measure(
     """
     device = torch.device(device or images.device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    parts = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    parts = list(enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)))
     with evaluating(model):
-        for number, (x, y) in enumerate(parts):
-            if number % processes.world() == processes.rank():
-                x, y = as_float(x.to(device)), y.to(device)
-                noise = keyed(seed, number, 4, device=device)
-                total += task(model, x, y, noise).double() * len(x)
+        for number, (x, y) in parts[processes.rank() :: processes.world()]:
+            noise = keyed(seed, number, 4, device=device)
+            loss = task(model, as_float(x.to(device)), y.to(device), noise)
+            total += loss.double() * len(x)
     return (processes.total(total) / len(images)).item()
 
 
@@ -386,8 +354,9 @@ def fit(
         if device is not None:
             raise ValueError("device: a source from apudae.training has its own")
     else:
-        kind = type(images).__name__
-        raise ValueError(f"images: expected a tensor or a source of apudae.training, got {kind}")
+        raise ValueError(
+            f"images: expected a tensor or a source of apudae.training, got {type(images).__name__}"
+        )
     if validation is not None:
         _check_set(*validation, "validation ")
     settings = {
@@ -401,8 +370,11 @@ def fit(
         "precision": precision,
     }
     run = TrainingRun(model, source, task, settings, channels_last=channels_last, compile=compile)
-    if getattr(task, "labelled", False):
-        run.check_classes()
+    if getattr(task, "labelled", False):  # on a GPU a label without a class would be fatal
+        known, example = source.look()
+        with torch.no_grad(), evaluating(model), run.autocast:
+            classes = model(example).shape[1]
+        check_labels(known, len(known), classes=classes, name="labels")
     return run.train(validation, None if checkpoint is None else Path(checkpoint), progress)
 
 
@@ -410,6 +382,7 @@ def _check_set(images: Tensor, labels: Tensor | None, kind: str = "") -> None:
     if images.dtype != torch.uint8:
         check_images(images, f"{kind}images")
     elif images.ndim != 4:
-        shape = list(images.shape)
-        raise ValueError(f"{kind}images: expected 4 dimensions [N, C, H, W], got shape {shape}")
+        raise ValueError(
+            f"{kind}images: expected 4 dimensions [N, C, H, W], got shape {list(images.shape)}"
+        )
     check_labels(labels, len(images), name=f"{kind}labels")

@@ -74,15 +74,14 @@ def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
         attack: any of :mod:`apudae.attacks`, such as ``attacks.pgd``.
         options: its keyword arguments, such as ``eps=0.3, steps=7, early_stop=True``.
     """
-    attacked = _Attacked(attack, options)
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         bare = _bare(model)
-        hit = attacked(bare, bare, x, y, generator)
+        hit = _attacked(attack, bare, bare, x, y, generator, options)
         return F.cross_entropy(model(hit).float(), y)
 
     task.labelled = True
-    task.name = f"adversarial, {attacked.name}"
+    task.name = f"adversarial, {_name(attack)}, {sorted(options.items())}"
     return task
 
 
@@ -121,13 +120,13 @@ def purifying(
     if any(module.training for module in classifier.modules()):
         raise ValueError("classifier: expected one in evaluation mode; call .eval() first")
     relative = options.pop("relative_step", None)
-    attacked = _Attacked(attack, options)
     now = {"eps": eps}
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         bare = _bare(model)
         ball = now if relative is None else now | {"step_size": relative * now["eps"]}
-        hit = attacked(nn.Sequential(bare, classifier), bare, x, y, generator, **ball)
+        whole = nn.Sequential(bare, classifier)
+        hit = _attacked(attack, whole, bare, x, y, generator, options | ball)
         drawn = model(hit).float()
         return F.cross_entropy(classifier(drawn).float(), y) + weight * F.mse_loss(drawn, x)
 
@@ -138,37 +137,31 @@ def purifying(
     task.announce = announce
     task.labelled = False  # the classes are the classifier's, not the purifier's
     own = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
-    task.name = f"purifying, {attacked.name}, {sorted(own.items())}"
+    task.name = f"purifying, {_name(attack)}, {sorted(options.items())}, {sorted(own.items())}"
     return task
 
 
-class _Attacked:
+def _attacked(
+    attack: Callable[..., Tensor],
+    whole: nn.Module,
+    trained: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    generator: Generator,
+    options: dict[str, object],
+) -> Tensor:
     """An attack as training makes it: seeded by the batch, on the model in evaluation mode.
 
     In bfloat16 where training is; never in float16, in which small image gradients are 0 and the
     attack is too weak.
     """
-
-    def __init__(self, attack: Callable[..., Tensor], options: dict[str, object]) -> None:
-        self.attack, self.options = attack, options
-        self.seeded = "seed" in inspect.signature(attack).parameters
-        self.name = f"{_name(attack)}, {sorted(options.items())}"
-
-    def __call__(
-        self,
-        whole: nn.Module,
-        trained: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        generator: Generator,
-        **more: object,
-    ) -> Tensor:
-        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
-        keyed = {"seed": seed} if self.seeded else {}
-        kind = x.device.type
-        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
-        with evaluating(trained), torch.autocast(kind, torch.bfloat16, enabled=half):
-            return self.attack(whole, x, y, **{**keyed, **self.options, **more})
+    seed = torch.randint(2**31, (1,), generator=generator, device=generator.device).item()
+    if "seed" in inspect.signature(attack).parameters:
+        options = {"seed": seed} | options
+    kind = x.device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    with evaluating(trained), torch.autocast(kind, torch.bfloat16, enabled=half):
+        return attack(whole, x, y, **options)
 
 
 def _name(attack: Callable[..., Tensor]) -> str:
@@ -220,8 +213,8 @@ def from_attacked(
             far = (mean.square() + spread.exp() - 1 - spread).float().mean() / 2
         return wrong + weight * far
 
-    kind = f"{_name(attack)}, {most:g}, {sorted(options.items())}"
-    task.name = f"from attacked, {kind}, {weight:g}"
+    told = f"{most:g}, {sorted(options.items())}, {weight:g}"
+    task.name = f"from attacked, {_name(attack)}, {told}"
     return task
 
 

@@ -34,7 +34,7 @@ from apudae.experiments import (
     Study,
     Verdict,
     colours,
-    commands,
+    digit_choices,
     digits,
     plans,
     recipes,
@@ -415,7 +415,7 @@ def test_the_rule_for_the_noise_level():
         tried("direct", [1, 1], sigma=0.3),
         tried("adaptive", [9, 9], sigma=0.3, steps=1, step_size=0.1),
     ]
-    assert digits.choose_level(rows) == {"sigma": 0.2, "steps": 2, "step_size": 0.3}
+    assert digit_choices.choose_level(rows) == {"sigma": 0.2, "steps": 2, "step_size": 0.3}
 
 
 def test_the_rule_for_the_variant_and_what_is_tested():
@@ -426,23 +426,23 @@ def test_the_rule_for_the_variant_and_what_is_tested():
         tried("biased", [5, 6], steps=30),
         tried("kl", [1, 1]),
     ]
-    assert digits.choose_variant(rows) == {"variant": "biased", "options": {"steps": 30}}
-    known = list(digits.OTHERS.items())
+    assert digit_choices.choose_variant(rows) == {"variant": "biased", "options": {"steps": 30}}
+    known = list(digit_choices.OTHERS.items())
     variants = [("biased", {"steps": 30}), ("simple", {"steps": 40}), ("kl", {})]
-    assert digits.tested(rows) == [*known[:3], *variants, *known[3:]]
+    assert digit_choices.tested(rows) == [*known[:3], *variants, *known[3:]]
     rows[3]["options"]["steps"] = 50  # of two alike the one with fewer steps
-    assert digits.choose_variant(rows)["variant"] == "simple"
+    assert digit_choices.choose_variant(rows)["variant"] == "simple"
 
 
 def test_settings_and_passes():
-    assert digits.setting("simple", {"step_size": 0.05}) == "12 × 0.05"
-    assert digits.passes("simple", {"steps": 30}) == 60
-    assert digits.setting("direct, twice", {"repeats": 2}) == "2 ×"
-    assert digits.passes("direct, twice", {"repeats": 2}) == 2
-    assert digits.passes("no defense", {}) == 0
-    assert digits.setting("no defense", {}) == "–"
-    whole = digits.OTHERS["simple, then R"]
-    assert digits.passes("simple, then R", whole) == 61
+    assert digit_choices.setting("simple", {"step_size": 0.05}) == "12 × 0.05"
+    assert digit_choices.passes("simple", {"steps": 30}) == 60
+    assert digit_choices.setting("direct, twice", {"repeats": 2}) == "2 ×"
+    assert digit_choices.passes("direct, twice", {"repeats": 2}) == 2
+    assert digit_choices.passes("no defense", {}) == 0
+    assert digit_choices.setting("no defense", {}) == "–"
+    whole = digit_choices.OTHERS["simple, then R"]
+    assert digit_choices.passes("simple, then R", whole) == 61
 
 
 @pytest.mark.parametrize(("gained", "taken"), [(40, True), (0, False)])
@@ -470,15 +470,15 @@ def small_dae(seed, name, folder, **about):
 def test_a_noise_level_is_chosen_for_digits_and_its_network_kept(tmp_path):
     """The networks that would be trained for half an hour are there already, untrained."""
     place = place_with(tmp_path, "mnist-cnn")
-    for number, sigma in enumerate(digits.SIGMAS):
+    for number, sigma in enumerate(digit_choices.SIGMAS):
         small_dae(number, f"mnist-dae-{sigma:g}", place.tried, sigma=sigma)
-    choice = replace(digits.SELECTION, images=few(2), steps=2)
+    choice = replace(digit_choices.SELECTION, images=few(2), steps=2)
     choice.run(place)
     stored = place.record("mnist_selection")
     assert len(stored["rows"]) == 4 * 7 and stored["attack"]["aims_at"] == "mnist-cnn"
     assert stored["classifier_sha256"] == place.sha256("mnist-cnn")
     chosen = stored["chosen"]
-    assert chosen == digits.choose_level(stored["rows"])
+    assert chosen == digit_choices.choose_level(stored["rows"])
     kept, tried = models.about("mnist-dae", place.weights), f"mnist-dae-{chosen['sigma']:g}"
     assert kept["sigma"] == chosen["sigma"]
     assert kept["sha256"] == models.about(tried, place.tried)["sha256"]
@@ -495,7 +495,7 @@ def test_a_variant_is_chosen_for_digits_and_the_best_of_each_tested(tmp_path):
     small_dae(0, "mnist-dae", place.weights)
     images = few(2)(place)
     table = Record("mnist_variants", {"eps": [0.0]}, place.results, keys=("split", "defense"))
-    generator = digits.variants(table, images, place)
+    generator = digit_choices.variants(table, images, place)
     for k, trial in enumerate(generator):
         assert trial.make()(images.images[:2]).shape == (2, 10)
         assert (trial.asked is None) == (trial.split == "validation")
@@ -506,26 +506,30 @@ def test_a_variant_is_chosen_for_digits_and_the_best_of_each_tested(tmp_path):
     rows = [row for row in stored["rows"] if row["split"] == "validation"]
     assert stored["chosen"] == {"variant": "simple", "options": {"step_size": 0.05}}
     tests = [(r["defense"], r["options"]) for r in stored["rows"] if r["split"] == "test"]
-    assert tests == digits.tested(rows) and len(tests) == len(digits.OTHERS) + len(PRESETS)
+    assert tests == digit_choices.tested(rows) and len(tests) == len(digit_choices.OTHERS) + len(
+        PRESETS
+    )
     assert stored["calibration"][2] == 2 and all(row["ms_per_image"] > 0 for row in rows)
 
 
 def test_the_purifier_is_chosen_attacked_as_a_whole(tmp_path):
     """Its candidates are there already, hardly trained."""
     place = place_with(tmp_path, "mnist-cnn")
-    for number, options in enumerate(digits.CANDIDATES.values()):
+    for number, options in enumerate(digit_choices.CANDIDATES.values()):
         torch.manual_seed(number)
         model = {k: v for k, v in options.items() if k != "weight"}
         net = models.build("mnist-dae", **model)
         how = {"architecture": "mnist-dae", "options": model, "folder": place.tried}
         models.save(f"purifier-{number}", net, **how)
-    replace(digits.PURIFIER_CHOICE, images=few(2)).run(place)
+    replace(digit_choices.PURIFIER_CHOICE, images=few(2)).run(place)
     stored = place.record("mnist_purifier_choice")
-    assert [(r["defense"], r["options"]) for r in stored["rows"]] == list(digits.CANDIDATES.items())
+    assert [(r["defense"], r["options"]) for r in stored["rows"]] == list(
+        digit_choices.CANDIDATES.items()
+    )
     score = {row["defense"]: sum(row["correct"]) for row in stored["rows"]}
     assert stored["chosen"] == max(score, key=score.get)
     assert all(row["correct"][1] <= row["correct"][0] for row in stored["rows"])
-    wanted = digits.purifier_recipes("latent 128, tones")
+    wanted = digit_choices.purifier_recipes("latent 128, tones")
     assert set(wanted) == {"mnist-purifier", "mnist-purifier-l2", *recipes.OTHERS}
     assert wanted["mnist-purifier"].model == {"latent": 128, "tones": 8}
     assert wanted["mnist-purifier-l2"].model == {"latent": 64, "tones": 8, "width": 16}
@@ -817,7 +821,7 @@ def test_certificates_and_attacks_on_them(subject, tmp_path, capsys):
     place = place_with(tmp_path, "mnist-cnn")
     wanted = [("denoised", 0.25, r) for r in (0.0, 1.0, 8.0)] + [("bare", 0.25, 0.0)]
     assert subject.missing(place) == wanted
-    commands.certify(place, subject)
+    subject.run(place)
     assert capsys.readouterr().out.count(" s\n") == 4
     assert subject.missing(place) == [] and list(place.work.iterdir()) == []
     about = models.about("mnist-smoothing-0.25", place.weights)
@@ -843,7 +847,7 @@ def test_certificates_and_attacks_on_them(subject, tmp_path, capsys):
     bare = subject.certificates("bare", 0.25, place)
     assert bare.accuracy(y).correct >= 5  # the shipped classifier, under slight noise
     before = files(tmp_path)
-    commands.certify(place, subject)  # nothing is left to do
+    subject.run(place)  # nothing is left to do
     assert files(tmp_path) == before and capsys.readouterr().out == ""
     assert place.record("mnist_certified")["data"]["name"] == "few"
     with pytest.raises(ValueError, match=r"mnist_certified\.json was made with another attack"):

@@ -24,10 +24,20 @@ from apudae.core.files import model_fingerprint
 from apudae.core.record import outdated, unpack
 from apudae.data import Split
 from apudae.evaluation import BUDGETS, Report, certify, evaluate
-from apudae.experiments import CLEAN, STRONG, Place, colours, digits, photographs, plans, recipes
+from apudae.experiments import (
+    CLEAN,
+    STRONG,
+    Place,
+    colours,
+    digit_choices,
+    digits,
+    photographs,
+    plans,
+    recipes,
+)
+from apudae.experiments.__main__ import parser
 from apudae.experiments.choose import best, outcomes
-from apudae.experiments.commands import COMMANDS, Request
-from apudae.experiments.commands import certify as certify_again
+from apudae.experiments.commands import COMMANDS
 from apudae.purification import PRESETS, Adaptive, Calibration, calibrate
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.core.arguments.AttackWarning")
@@ -70,7 +80,7 @@ def first():
 def validation():
     """The first validation digits under PGD on the classifier, as all choices were made on."""
     x, y = support.digits(N)
-    return [x, *(support.attacked(N, eps) for eps in digits.EPSILONS)], y
+    return [x, *(support.attacked(N, eps) for eps in digit_choices.EPSILONS)], y
 
 
 @pytest.fixture
@@ -234,10 +244,12 @@ def test_a_choice_was_made_on_the_bundled_digits_with_the_shipped_networks(name)
 def test_what_was_chosen_follows_from_the_recorded_rows():
     levels, variants = PLACE.record("mnist_selection"), PLACE.record("mnist_variants")
     tuning, purifier = PLACE.record("mnist_tuning"), PLACE.record("mnist_purifier_choice")
-    assert digits.choose_level(levels["rows"]) == levels["chosen"]
+    assert digit_choices.choose_level(levels["rows"]) == levels["chosen"]
     rows = [row for row in variants["rows"] if row["split"] == "validation"]
-    assert digits.choose_variant(rows) == variants["chosen"]
-    assert {k: best(tuning["rows"], k)["options"] for k in digits.PUBLISHED} == tuning["chosen"]
+    assert digit_choices.choose_variant(rows) == variants["chosen"]
+    assert {k: best(tuning["rows"], k)["options"] for k in digit_choices.PUBLISHED} == tuning[
+        "chosen"
+    ]
     score = {row["defense"]: sum(row["correct"]) for row in purifier["rows"]}
     assert max(score, key=score.get) == purifier["chosen"]
 
@@ -249,22 +261,22 @@ def test_all_that_was_to_be_tried_has_been():
 
     levels = [
         ("adaptive" if walk else "direct", {"sigma": sigma} | walk)
-        for sigma in digits.SIGMAS
-        for walk in ({}, *digits.WALKS)
+        for sigma in digit_choices.SIGMAS
+        for walk in ({}, *digit_choices.WALKS)
     ]
     assert tried("mnist_selection") == levels
-    grid = [(name, options) for name, several in digits.GRID.items() for options in several]
-    assert tried("mnist_variants", "validation") == [*digits.OTHERS.items(), *grid]
-    assert digits.GRID.keys() == PRESETS.keys()
+    grid = [(name, options) for name, several in digit_choices.GRID.items() for options in several]
+    assert tried("mnist_variants", "validation") == [*digit_choices.OTHERS.items(), *grid]
+    assert digit_choices.GRID.keys() == PRESETS.keys()
     rows = [r for r in PLACE.record("mnist_variants")["rows"] if r["split"] == "validation"]
-    assert tried("mnist_variants", "test") == digits.tested(rows)
-    assert len(digits.tested(rows)) == len(digits.OTHERS) + len(PRESETS)
+    assert tried("mnist_variants", "test") == digit_choices.tested(rows)
+    assert len(digit_choices.tested(rows)) == len(digit_choices.OTHERS) + len(PRESETS)
     assert all("ms_per_image" in row for row in rows)
     settings = [
-        (name, options) for name, several in digits.PUBLISHED.items() for options in several
+        (name, options) for name, several in digit_choices.PUBLISHED.items() for options in several
     ]
     assert tried("mnist_tuning") == settings
-    assert tried("mnist_purifier_choice") == list(digits.CANDIDATES.items())
+    assert tried("mnist_purifier_choice") == list(digit_choices.CANDIDATES.items())
 
 
 def test_the_shipped_networks_are_those_that_were_chosen():
@@ -279,7 +291,7 @@ def test_the_shipped_networks_are_those_that_were_chosen():
     x, _ = data.load("mnist", "validation")
     level = PLACE.record("mnist_variants")["calibration"]
     assert calibrate(PLACE.model("mnist-dae"), x)[:2] == pytest.approx(level[:2], rel=1e-4)
-    purifier = dict(digits.CANDIDATES[PLACE.record("mnist_purifier_choice")["chosen"]])
+    purifier = dict(digit_choices.CANDIDATES[PLACE.record("mnist_purifier_choice")["chosen"]])
     purifier.pop("weight")
     about = models.about("mnist-purifier")
     assert about["options"] == purifier
@@ -298,8 +310,8 @@ def test_a_slice_of_the_levels_is_what_is_measured_now(use, validation):
     (row,) = (r for r in record["rows"] if (r["defense"], r["options"]) == (use, options))
     walk = {k: v for k, v in options.items() if k != "sigma"}
     dae, net = PLACE.model("mnist-dae"), PLACE.model("mnist-cnn")
-    purifier = Adaptive(dae, **walk) if walk else digits.Direct(dae)
-    recompute(row, digits.Defended(net, purifier), *validation)
+    purifier = Adaptive(dae, **walk) if walk else digit_choices.Direct(dae)
+    recompute(row, digit_choices.Defended(net, purifier), *validation)
 
 
 @pytest.mark.parametrize("variant", ["chosen", "direct, twice", "sign"])
@@ -318,7 +330,7 @@ def test_a_slice_of_the_tested_variant_is_what_is_measured_now(full_data):
     assert stored == {"n": 5000, "sha256": data.fingerprint(x[:5000])}
     rows = [row for row in record["rows"] if row["split"] == "test"]
     row, (x, y) = best(rows, record["chosen"]["variant"]), (x[:N], y[:N])
-    hit = digits.attacked(PLACE.model("mnist-cnn"), x, y, record["eps"], 200)
+    hit = digit_choices.attacked(PLACE.model("mnist-cnn"), x, y, record["eps"], 200)
     assert record["attack"]["steps"] == {"validation": 50, "test": 200}
     recompute(row, purified(record, row), hit, y)
 
@@ -331,7 +343,7 @@ def test_a_slice_of_the_published_settings_is_what_is_measured_now(validation):
 
 def purified(record, row):
     parts = PLACE.model("mnist-cnn"), PLACE.model("mnist-dae"), Calibration(*record["calibration"])
-    return digits.purified(*parts, row["defense"], row["options"])
+    return digit_choices.purified(*parts, row["defense"], row["options"])
 
 
 def recompute(row, model, images, y):
@@ -529,7 +541,12 @@ def test_choices_and_the_ladder_go_on_and_find_nothing_to_do(tmp_path, capsys):
     """Their data are bundled."""
     shutil.copytree(PLACE.results, tmp_path / "results")
     place = replace(PLACE, results=tmp_path / "results", work=tmp_path / "work")
-    for row in (digits.SELECTION, digits.TUNING, digits.PURIFIER_CHOICE, digits.LADDER):
+    for row in (
+        digit_choices.SELECTION,
+        digit_choices.TUNING,
+        digit_choices.PURIFIER_CHOICE,
+        digits.LADDER,
+    ):
         row.run(place)
     assert unchanged(place) and capsys.readouterr().out == ""
 
@@ -538,16 +555,17 @@ def test_what_needs_the_official_test_digits_goes_on_and_finds_nothing_to_do(cop
     """Of the verdicts two: that all are as declared is tested above, and one takes ten seconds."""
     studies = (digits.COMPARISON, digits.PURIFIER, digits.PURIFIER_L2)
     verdicts = [v for v in VERDICTS if v.title == "default" and v.eps == 0.1]
-    for row in (digits.VARIANTS, *studies, *verdicts, digits.PURIFIER_VERDICT):
+    for row in (digit_choices.VARIANTS, *studies, *verdicts, digits.PURIFIER_VERDICT):
         row.run(copied)
-    certify_again(copied, digits.CERTIFIED)
+    digits.CERTIFIED.run(copied)
     assert unchanged(copied) and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet"])
 def test_the_commands_for_colours_go_on_and_find_nothing_to_do(name, copied, at_hand, capsys):
     at_hand(name)
-    COMMANDS[name].run(copied, Request(data=colours.chosen_set(copied)))
+    asked = parser().parse_args([name, "--data", colours.chosen_set(copied)])
+    COMMANDS[name].run(copied, asked)
     if name == "imagenet":  # the command needs no photographs to choose on where it has chosen
         colours.imagenet_choice(None, copied).run(copied)
     assert unchanged(copied) and capsys.readouterr().out == ""
@@ -557,8 +575,8 @@ def test_other_settings_than_the_records_are_refused(tmp_path):
     shutil.copytree(PLACE.results, tmp_path / "results")
     place = replace(PLACE, results=tmp_path / "results")
     with pytest.raises(ValueError, match=r"mnist_tuning\.json was made with another attack; move"):
-        replace(digits.TUNING, steps=3).run(place)
+        replace(digit_choices.TUNING, steps=3).run(place)
     with pytest.raises(ValueError, match=r"mnist_selection\.json was made with another eps; move"):
-        replace(digits.SELECTION, epsilons=(0.0, 0.1)).run(place)
+        replace(digit_choices.SELECTION, epsilons=(0.0, 0.1)).run(place)
     with pytest.raises(ValueError, match=r"mnist_ladder\.json was made with another attack, data"):
-        replace(digits.LADDER, steps=3, images=lambda p: digits.validation(p, 6)).run(place)
+        replace(digits.LADDER, steps=3, images=lambda p: digit_choices.validation(p, 6)).run(place)
