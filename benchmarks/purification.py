@@ -176,7 +176,7 @@ def peak() -> int:
 
     Not getrusage's, which begins at the peak of the process that started this one.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
@@ -190,7 +190,7 @@ def memory(device: str, rounds: int) -> None:
             command += ["--child", kind, str(steps), str(rounds)]
             # glibc gives large blocks back at once: the peak is what was held, not the heap.
             env = os.environ | ({} if kind == "time" else {"MALLOC_MMAP_THRESHOLD_": "65536"})
-            options = {"check": True, "capture_output": True, "text": True, "env": env}
+            options = {"check": True, "capture_output": True, "encoding": "utf-8", "env": env}
             return subprocess.run(command, **options).stdout
 
         peaks = [float(run(kind)) / 1024 for kind in ("unrolled", "ours")]

@@ -27,12 +27,16 @@ def files(root: Path = ROOT) -> list[Path]:
 
 def address(root: Path = ROOT) -> str:
     """The one that stands in ``pyproject.toml``."""
-    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"][
+        "Repository"
+    ]
 
 
 def release(root: Path = ROOT) -> str:
     """The tag that pages and notebooks point to."""
-    (branch,) = re.findall(r"branch: (\S+?)[,}\s]", (root / "_config.yml").read_text())
+    (branch,) = re.findall(
+        r"branch: (\S+?)[,}\s]", (root / "_config.yml").read_text(encoding="utf-8")
+    )
     return branch
 
 
@@ -44,14 +48,14 @@ def write(url: str, tag: str, root: Path = ROOT) -> None:
     old, old_tag = address(root), release(root)
     short, old_short = (u.removeprefix("https://github.com/") for u in (url, old))
     for path in files(root):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         text = text.replace(f"{old_short}/blob/{old_tag}/", f"{short}/blob/{tag}/").replace(
             old, url
         )
         text = text.replace(f'RELEASE = \\"{old_tag}\\"', f'RELEASE = \\"{tag}\\"')
         if path.name == "_config.yml":
             text = text.replace(f"branch: {old_tag}", f"branch: {tag}")
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

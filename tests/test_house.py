@@ -203,6 +203,20 @@ def test_the_wheel_takes_every_room_and_its_files_along():
     assert data == packed
 
 
+def test_text_is_read_and_written_as_utf_8():
+    """What the system takes otherwise is another thing on every machine."""
+    wrong = []
+    places = ("apudae", "scripts", "benchmarks")
+    for path in [path for place in places for path in (ROOT / place).rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+            given = {word.arg for word in call.keywords} if name else set()
+            reads = name == "open" or name.endswith((".read_text", ".write_text"))
+            if (reads or ("text" in given and "subprocess" in name)) and "encoding" not in given:
+                wrong.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert wrong == []
+
+
 # --- sizes -------------------------------------------------------------------------------------
 
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number
-from ..core.calling import ask, differentiable, logits_of, takes_keys
+from ..core.arguments import check_count, check_number, checked
+from ..core.calling import ask, differentiable, logits_of, takes_keys, unwrapped
 from ..purification.purifier import Defended, Purifier
 from ..purification.reconstruction import reconstruction_error
 from .objective import View
@@ -37,6 +37,7 @@ class Exact(View):
         model: images -> logits.
     """
 
+    @checked
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = self.real = model
@@ -86,6 +87,7 @@ class Fixed(Uncut):
         draw: its number; by default none that the protocol scores on.
     """
 
+    @checked
     def __init__(self, model: nn.Module, draw: int = KNOWN_DRAW) -> None:
         super().__init__(model)
         check_count(draw, "draw", minimum=0)
@@ -110,8 +112,10 @@ class BPDA(Exact):
         stand_in: images -> images, differentiated in the purifier's place.
     """
 
-    def __init__(self, model: Defended, stand_in: nn.Module | None = None) -> None:
-        super().__init__(_defended(model))
+    @checked
+    def __init__(self, model: nn.Module, stand_in: nn.Module | None = None) -> None:
+        model = _defended(model)
+        super().__init__(model)
         through = _StraightThrough(model.purifier, stand_in or nn.Identity())
         self.model = Defended(model.classifier, through, draws=model.draws)
 
@@ -142,8 +146,10 @@ class Averaged(Exact):
         ValueError: another purifier, whose iterates are not known.
     """
 
-    def __init__(self, model: Defended) -> None:
-        super().__init__(_defended(model))
+    @checked
+    def __init__(self, model: nn.Module) -> None:
+        model = _defended(model)
+        super().__init__(model)
         if not isinstance(model.purifier, Purifier):
             kind = type(model.purifier).__name__
             raise ValueError(f"model: the iterates of a {kind} are not known; use BPDA")
@@ -168,6 +174,7 @@ class Surrogate(Exact):
             :func:`apudae.purification.smooth`.
     """
 
+    @checked
     def __init__(self, model: nn.Module, other: nn.Module) -> None:
         super().__init__(model)
         self.other = other if isinstance(other, View) else Exact(other)
@@ -191,14 +198,16 @@ class ReconstructionAware(Exact):
         dae: whose error is kept low; by default the purifier's.
     """
 
+    @checked
     def __init__(
         self,
-        model: Defended,
+        model: nn.Module,
         weight: float,
         other: nn.Module | None = None,
         dae: nn.Module | None = None,
     ) -> None:
-        super().__init__(_defended(model))
+        model = _defended(model)
+        super().__init__(model)
         check_number(weight, "weight")
         if dae is None and not isinstance(model.purifier, Purifier):
             raise ValueError("dae: expected one, since the purifier is not of this package")
@@ -225,6 +234,7 @@ class EOT(View):
         draws: how many per query.
     """
 
+    @checked
     def __init__(self, model: nn.Module, draws: int = 20) -> None:
         super().__init__()
         check_count(draws, "draws")
@@ -247,6 +257,7 @@ class EOT(View):
 
 
 def _defended(model: nn.Module) -> Defended:
-    if not isinstance(model, Defended):
+    bare = unwrapped(model)
+    if not isinstance(bare, Defended):
         raise ValueError(f"model: expected a Defended one, got {type(model).__name__}")
-    return model
+    return bare

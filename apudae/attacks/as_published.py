@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number
-from ..core.norms import uniforms
+from ..core.arguments import check_count, check_number, checked
+from ..core.norms import Ball, uniforms
 from .objective import Objective, by_chunk, check_attack, keys_of
 
 EPS = 8 / 255
@@ -35,6 +35,7 @@ LOGGED = {"clean": 87.0, "noise": 86.0, "FGSM": 79.2, "R-FGSM": 77.7, "BIM": 72.
 LOGGED_N = 1616
 
 
+@checked
 def noise(
     model: nn.Module,
     x: Tensor,
@@ -53,6 +54,7 @@ def noise(
     return _cut(_random(x.detach(), eps, keys_of(x, index), seed), clip)
 
 
+@checked
 def fgsm(
     model: nn.Module,
     x: Tensor,
@@ -66,6 +68,7 @@ def fgsm(
     return rfgsm(model, x, y, eps=eps, alpha=0.0, clip=clip, batch_size=batch_size)
 
 
+@checked
 def rfgsm(
     model: nn.Module,
     x: Tensor,
@@ -83,14 +86,15 @@ def rfgsm(
     check_number(alpha, "alpha")
     objective = Objective(model)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        z = _random(x, alpha, index, seed) if alpha else x
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        z = _random(ball.x, alpha, index, seed) if alpha else ball.x
         _, _, gradient = objective.gradient(z, y)
         return _cut((z + eps * gradient.sign()).clamp(-1, 1), clip)
 
-    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, Ball(x), y, index=index, batch_size=batch_size)
 
 
+@checked
 def bim(
     model: nn.Module,
     x: Tensor,
@@ -108,14 +112,14 @@ def bim(
     check_number(step_size, "step_size", exclusive=True)
     objective = Objective(model)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        z, total = x, torch.zeros_like(x)
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        z, total = ball.x, torch.zeros_like(ball.x)
         for _ in range(steps):
             total = total + objective.gradient(z, y)[2]
             z = (z + step_size * total.sign()).clamp(-1, 1)
-        return _cut(x + (z - x).clamp(-eps, eps), clip)
+        return _cut(ball.x + (z - ball.x).clamp(-eps, eps), clip)
 
-    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+    return by_chunk(attack, objective, Ball(x), y, batch_size=batch_size)
 
 
 def _random(x: Tensor, size: float, index: Tensor, seed: int) -> Tensor:

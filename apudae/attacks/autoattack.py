@@ -7,19 +7,21 @@ like all attacks; see :mod:`apudae.attacks`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import check_count, check_number
-from ..core.norms import in_ball, length, per_image, project, steepest, uniforms, within_reach
+from ..core.arguments import check_count, check_number, checked
+from ..core.norms import Ball, length, per_image, uniforms, within_reach
 from .objective import Best, Objective, by_chunk, check_attack, dlr_targeted
 
 # Croce & Hein 2020, §3: inertia of the step, share of rising steps below which it is halved.
 _INERTIA, _RISING = 0.75, 0.75
 
 
+@checked
 def apgd(
     model: nn.Module,
     x: Tensor,
@@ -33,6 +35,7 @@ def apgd(
     targets: int = 9,
     early_stop: bool = False,
     targeted: bool = False,
+    mask: Tensor | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -56,25 +59,26 @@ def apgd(
         ValueError: an argument that no attack can use, or too few classes for the loss.
     """
     counts = {"steps": steps, "restarts": restarts, "targets": targets}
-    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size, **counts)
+    shared = {"index": index, "batch_size": batch_size}
+    ball = check_attack(model, x, y, eps, norm, mask=mask, **shared, **counts)
     to_each = loss == "dlr-targeted"
     if to_each and targeted:
         raise ValueError("targeted: not with loss='dlr-targeted', which leaves y by way of others")
     objective = Objective(model, "dlr" if to_each else loss, targeted)
-    eps = within_reach(eps, norm, x)
+    ball = replace(ball, eps=within_reach(eps, norm, x))
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        best, goals = Best(x), objective.others(x, y, targets) if to_each else None
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        best, goals = Best(ball.x), objective.others(ball.x, y, targets) if to_each else None
         for run in range(restarts * (goals.shape[1] if to_each else 1)):
             place = best.places(standing=early_stop)
             if len(place) == 0:
                 break
             goal = goals[:, run // restarts] if to_each else None
-            start = in_ball(x[place], eps, norm, index[place.cpu()], seed, run)
-            _climb(objective, best, place, start, x, y, goal, eps, norm, steps, early_stop)
+            start = ball[place].start(index[place.cpu()], seed, run)
+            _climb(objective, best, place, start, ball, y, goal, steps, early_stop)
         return best.images
 
-    return by_chunk(attack, objective, x, y, eps=eps, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, **shared)
 
 
 def _climb(
@@ -82,11 +86,9 @@ def _climb(
     best: Best,
     place: Tensor,
     start: Tensor,
-    x: Tensor,
+    ball: Ball,
     y: Tensor,
     goal: Tensor | None,
-    eps: float,
-    norm: str,
     steps: int,
     early_stop: bool,
 ) -> None:
@@ -102,7 +104,7 @@ def _climb(
     z = previous = peak = start
     value, fell, gradient = ask(z)
     top, top_gradient = value, gradient  # of the best point of this run, ``peak``
-    step = torch.full_like(value, 2 * eps, dtype=x.dtype)
+    step = torch.full_like(value, 2 * ball.eps, dtype=start.dtype)
     rises, step_then, top_then = torch.zeros_like(value), step, top
     for t in range(1, steps + 1):
         if early_stop and fell.any():
@@ -112,11 +114,11 @@ def _climb(
             value, top, step, rises, step_then, top_then = (part[~fell] for part in numbers)
             if len(place) == 0:
                 return
-        inside = x[place]
-        straight = project(z + per_image(step, z) * steepest(gradient, norm), inside, eps, norm)
+        inside = ball[place]
+        straight = inside.project(z + per_image(step, z) * inside.steepest(gradient))
         inertia = 1.0 if t == 1 else _INERTIA
         moved = z + inertia * (straight - z) + (1 - inertia) * (z - previous)
-        z, previous = project(moved, inside, eps, norm), z
+        z, previous = inside.project(moved), z
         new, fell, gradient = ask(z)
         rises = rises + (new > value)
         value = new
@@ -142,6 +144,7 @@ def _checkpoints(steps: int) -> set[int]:
     return places
 
 
+@checked
 def square(
     model: nn.Module,
     x: Tensor,
@@ -153,6 +156,7 @@ def square(
     p: float = 0.8,
     early_stop: bool = True,
     targeted: bool = False,
+    mask: Tensor | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -171,7 +175,8 @@ def square(
             without, the margin is raised to the end, and what an image is worth is asked again
             every 100 queries.
     """
-    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    shared = {"index": index, "batch_size": batch_size}
+    ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
     check_count(queries, "queries")
     check_number(p, "p", exclusive=True)
     if p > 1:
@@ -180,13 +185,13 @@ def square(
         raise ValueError(f"x: Square in L2 needs 6 x 6 pixels or more, got {list(x.shape[2:])}")
     objective = Objective(model, "margin", targeted)
     start, propose = (_stripes, _one_square) if norm == "linf" else (_tiles, _two_squares)
-    channels, eps = x.shape[1], within_reach(eps, norm, x)
+    channels, ball = x.shape[1], replace(ball, eps=within_reach(eps, norm, x))
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        found = x.clone()
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        x, found = ball.x, ball.x.clone()
         place = torch.arange(len(x), device=x.device)
         luck = uniforms((channels, *x.shape[2:]), index, seed, 0, device=x.device)
-        z = project(start(x, eps, luck), x, eps, norm)
+        z = ball.project(start(ball, luck))
         value, fell = objective.value(z, y)
         for query in range(1, queries + 1):
             fell &= early_stop
@@ -202,14 +207,15 @@ def square(
                 if query > 1 and not early_stop:
                     value, _ = objective.value(z, y[place])
             side = math.sqrt(_share(p, query - 1, queries) * x.shape[2] * x.shape[3])
-            new = project(propose(z, x[place], eps, luck[:, turn], side), x[place], eps, norm)
+            inside = ball[place]
+            new = inside.project(propose(z, inside, luck[:, turn], side))
             worth, fell = objective.value(new, y[place])
             better = (fell & early_stop) | (worth > value)
             z = torch.where(per_image(better, z), new, z)
             value = torch.where(better, worth, value)
         return found
 
-    return by_chunk(attack, objective, x, y, eps=eps, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, **shared)
 
 
 _BLOCK = 100  # queries whose random numbers are drawn at once
@@ -225,37 +231,38 @@ def _signs(luck: Tensor) -> Tensor:
     return 1 - 2 * (luck < 0.5).float()
 
 
-def _stripes(x: Tensor, eps: float, luck: Tensor) -> Tensor:
+def _stripes(ball: Ball, luck: Tensor) -> Tensor:
     """Vertical stripes of ±ε, one pixel wide."""
-    return x + eps * _signs(luck[:, :, :1]).to(x.dtype)
+    return ball.x + ball.eps * _signs(luck[:, :, :1]).to(ball.x.dtype)
 
 
-def _one_square(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> Tensor:
+def _one_square(z: Tensor, ball: Ball, luck: Tensor, side: float) -> Tensor:
     """Inside one square every channel becomes x + ε or x − ε."""
-    signs = _signs(luck[:, 5:]).to(x.dtype)[:, :, None, None]
-    return torch.where(_window(z, luck[:, :2], max(round(side), 1)), x + eps * signs, z)
+    signs = _signs(luck[:, 5:]).to(z.dtype)[:, :, None, None]
+    square = _window(ball, luck[:, :2], max(round(side), 1))
+    return torch.where(square, ball.x + ball.eps * signs, z)
 
 
-def _tiles(x: Tensor, eps: float, luck: Tensor) -> Tensor:
+def _tiles(ball: Ball, luck: Tensor) -> Tensor:
     """Tiles a fifth of the image wide, each with the bump of the attack and random signs."""
-    height, width = x.shape[2:]
+    x, (height, width) = ball.x, ball.x.shape[2:]
     side = min(height, width) // 5
     top, left = height % side // 2, width % side // 2
     corners = luck[:, :, top : height - side + 1 : side, left : width - side + 1 : side]
     tiles = torch.kron(_signs(corners).to(x.dtype), _bump(side, x))
     below, right = height - top - tiles.shape[2], width - left - tiles.shape[3]
-    return x + eps * steepest(F.pad(tiles, (left, right, top, below)), "l2")
+    return x + ball.eps * ball.steepest(F.pad(tiles, (left, right, top, below)))
 
 
-def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) -> Tensor:
+def _two_squares(z: Tensor, ball: Ball, luck: Tensor, side: float) -> Tensor:
     """The change of one square is given up; its length goes to another, in the shape of a bump."""
-    size = max(round(side), 3)
+    x, size = ball.x, max(round(side), 3)
     size = min(size + 1 - size % 2, *x.shape[2:])  # odd, as far as the image allows
     change = z - x
-    chosen, other = (_window(z, luck[:, k : k + 2], size) for k in (0, 2))
+    chosen, other = (_window(ball, luck[:, k : k + 2], size) for k in (0, 2))
     # What the ball leaves unused and what the two squares hold now. As in AutoAttack's code each
     # channel gets what all of them held; the whole is brought back to length ε below.
-    unused = (eps**2 - length(change, "l2") ** 2).clamp(min=0)
+    unused = (ball.eps**2 - length(change, "l2") ** 2).clamp(min=0)
     held = length(change * (chosen | other), "l2") ** 2
     budget = (unused / x.shape[1] + held).sqrt()
     bump = _bump(size, x)
@@ -265,19 +272,25 @@ def _two_squares(z: Tensor, x: Tensor, eps: float, luck: Tensor, side: float) ->
     new = F.normalize(bumps * _signs(luck[:, 5:]).to(x.dtype)[:, :, None] + old, dim=2)
     change = change * ~other
     change[chosen] = (new * per_image(budget, new)).flatten()
-    return x + eps * steepest(change, "l2")
+    return x + ball.eps * ball.steepest(change)
 
 
-def _window(z: Tensor, luck: Tensor, size: int) -> Tensor:
+def _window(ball: Ball, luck: Tensor, size: int) -> Tensor:
     """A square, bool ``[N, 1, H, W]``, its corner drawn as in the authors' code.
 
-    There, a square never touches the last row or column, unless it fills the image.
+    There, a square never touches the last row or column, unless it fills the image. With a mask,
+    squares lie where pixels may change.
     """
     spans = []
-    for k, whole in enumerate(z.shape[2:]):
-        side = min(size, whole)
-        first = (luck[:, k] * max(whole - side, 1)).long()
-        past = torch.arange(whole, device=z.device) - first[:, None]
+    for k, whole in enumerate(ball.x.shape[2:]):
+        side, low, high = min(size, whole), 0, whole
+        if ball.mask is not None:
+            lines = ball.mask.any(1).any(2 - k).int()  # rows, then columns
+            low = lines.argmax(1)
+            high = (whole - lines.flip(1).argmax(1) + 1).clamp(max=whole)
+        free = torch.as_tensor(high - low - side, device=luck.device).clamp(min=1)
+        first = (low + (luck[:, k] * free).long()).clamp(max=whole - side)
+        past = torch.arange(whole, device=luck.device) - first[:, None]
         spans.append((past >= 0) & (past < side))
     return spans[0][:, None, :, None] & spans[1][:, None, None, :]
 

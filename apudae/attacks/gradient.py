@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..core.arguments import check_number
-from ..core.norms import in_ball, normals, project, steepest, uniforms
+from ..core.arguments import check_number, checked
+from ..core.norms import Ball, normals, uniforms
 from .objective import Best, Objective, by_chunk, check_attack, keys_of
 
 
+@checked
 def noise(
     model: nn.Module,
     x: Tensor,
@@ -19,6 +20,7 @@ def noise(
     *,
     eps: float,
     norm: str = "linf",
+    mask: Tensor | None = None,
     seed: int = 0,
     index: Tensor | None = None,
 ) -> Tensor:
@@ -26,12 +28,13 @@ def noise(
 
     ``model`` and ``y`` are not used; they are there so that all attacks are called alike.
     """
-    check_attack(model, x, y, eps, norm, index=index)
+    ball = check_attack(model, x, y, eps, norm, mask=mask, index=index)
     if len(x) == 0:
         return x.detach().clone()
-    return in_ball(x.detach(), eps, norm, keys_of(x, index), seed)
+    return ball.start(keys_of(x, index), seed)
 
 
+@checked
 def fgsm(
     model: nn.Module,
     x: Tensor,
@@ -41,22 +44,24 @@ def fgsm(
     norm: str = "linf",
     loss: str = "ce",
     targeted: bool = False,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """Fast gradient sign method: one step of size ε (Goodfellow et al. 2015, §4).
 
     In L2 the step follows the gradient itself ("fast gradient method").
     """
-    check_attack(model, x, y, eps, norm, batch_size=batch_size)
+    ball = check_attack(model, x, y, eps, norm, mask=mask, batch_size=batch_size)
     objective = Objective(model, loss, targeted)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        _, _, gradient = objective.gradient(x, y)
-        return project(x + eps * steepest(gradient, norm), x, eps, norm)
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        _, _, gradient = objective.gradient(ball.x, y)
+        return ball.project(ball.x + eps * ball.steepest(gradient))
 
-    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, batch_size=batch_size)
 
 
+@checked
 def rfgsm(
     model: nn.Module,
     x: Tensor,
@@ -67,6 +72,7 @@ def rfgsm(
     norm: str = "linf",
     loss: str = "ce",
     targeted: bool = False,
+    mask: Tensor | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -80,22 +86,24 @@ def rfgsm(
         alpha: size of the random step (random signs; in L2 a random direction), at most ε; by
             default ε / 2.
     """
-    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    ball = check_attack(model, x, y, eps, norm, mask=mask, index=index, batch_size=batch_size)
     alpha = eps / 2 if alpha is None else alpha
     check_number(alpha, "alpha")
     if alpha > eps:
         raise ValueError(f"alpha: expected at most eps = {eps:g}, the budget of both steps")
     objective = Objective(model, loss, targeted)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        x = ball.x
         draws = uniforms(tuple(x.shape[1:]), index, seed, 0, device=x.device)
-        moved = (x + alpha * steepest(normals(draws).to(x.dtype), norm)).clamp(0, 1)
+        moved = (x + alpha * ball.steepest(normals(draws).to(x.dtype))).clamp(0, 1)
         _, _, gradient = objective.gradient(moved, y)
-        return project(moved + (eps - alpha) * steepest(gradient, norm), x, eps, norm)
+        return ball.project(moved + (eps - alpha) * ball.steepest(gradient))
 
-    return by_chunk(attack, objective, x, y, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, index=index, batch_size=batch_size)
 
 
+@checked
 def bim(
     model: nn.Module,
     x: Tensor,
@@ -108,6 +116,7 @@ def bim(
     loss: str = "ce",
     early_stop: bool = False,
     targeted: bool = False,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """Basic iterative method, FGSM in small steps (Kurakin et al. 2017): PGD from the image itself.
@@ -115,10 +124,11 @@ def bim(
     The arguments are those of :func:`pgd`.
     """
     shared = {"eps": eps, "norm": norm, "loss": loss, "targeted": targeted}
-    own = {"steps": steps, "step_size": step_size, "early_stop": early_stop}
+    own = {"steps": steps, "step_size": step_size, "early_stop": early_stop, "mask": mask}
     return pgd(model, x, y, random_start=False, batch_size=batch_size, **shared, **own)
 
 
+@checked
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -133,6 +143,7 @@ def pgd(
     loss: str = "ce",
     early_stop: bool = False,
     targeted: bool = False,
+    mask: Tensor | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -155,8 +166,9 @@ def pgd(
             Against *another* model, such as the same classifier behind a purifier, it is far
             weaker: an image left just behind the border is easily brought back.
     """
+    shared = {"index": index, "batch_size": batch_size}
     counts = {"steps": steps, "restarts": restarts}
-    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size, **counts)
+    ball = check_attack(model, x, y, eps, norm, mask=mask, **shared, **counts)
     if step_size is not None:
         check_number(step_size, "step_size", exclusive=True)
     if restarts > 1 and not random_start:
@@ -164,26 +176,25 @@ def pgd(
     size = 2.5 * eps / steps if step_size is None else step_size
     objective = Objective(model, loss, targeted)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        best = Best(x)
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        best = Best(ball.x)
         for run in range(restarts):
             place = best.places(standing=early_stop)
             if len(place) == 0:
                 break
-            keys = index[place.cpu()]
-            z = in_ball(x[place], eps, norm, keys, seed, run) if random_start else x[place]
+            inside = ball[place]
+            z = inside.start(index[place.cpu()], seed, run) if random_start else inside.x
             for _ in range(steps):
                 value, fell, gradient = objective.gradient(z, y[place])
                 if early_stop or not objective.view.noisy:
                     best.offer(place, z, value, fell)
                 if early_stop and fell.any():
-                    place, z, gradient = place[~fell], z[~fell], gradient[~fell]
+                    place, z, gradient, inside = (s[~fell] for s in (place, z, gradient, inside))
                     if len(place) == 0:
                         break
-                ahead = z.add(steepest(gradient, norm), alpha=size)
-                z = project(ahead, x[place], eps, norm)
+                z = inside.project(z.add(inside.steepest(gradient), alpha=size))
             if len(place):
                 best.offer(place, z, *objective.value(z, y[place]))  # the last is only judged
         return best.images
 
-    return by_chunk(attack, objective, x, y, eps=eps, index=index, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, **shared)

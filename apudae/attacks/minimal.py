@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number
-from ..core.norms import length, per_image, project
+from ..core.arguments import check_count, check_number, checked
+from ..core.calling import bounded
+from ..core.norms import Ball, length, per_image
 from .objective import Best, Objective, by_chunk, check_attack, gradient_of, margin
 
 # C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and
@@ -20,6 +21,7 @@ from .objective import Best, Objective, by_chunk, check_attack, gradient_of, mar
 _INSIDE = 0.99
 
 
+@checked
 def cw(
     model: nn.Module,
     x: Tensor,
@@ -32,6 +34,7 @@ def cw(
     step_size: float = 0.01,
     initial_c: float = 1e-3,
     targeted: bool = False,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """Carlini & Wagner's L2 attack: Adam on ‖x′ − x‖² + c · max(κ − margin, 0) (2017, §VI.A).
@@ -49,14 +52,16 @@ def cw(
         step_size: of Adam, in w.
         initial_c: the first c.
     """
+    shared = {"batch_size": batch_size, "mask": mask, "unbounded": True}
     counts = {"steps": steps, "searches": searches}
-    check_attack(model, x, y, eps, "l2", batch_size=batch_size, unbounded=True, **counts)
+    ball = check_attack(model, x, y, eps, "l2", **shared, **counts)
     check_number(confidence, "confidence")
     check_number(step_size, "step_size", exclusive=True)
     check_number(initial_c, "initial_c", exclusive=True)
     objective = Objective(model, "margin", targeted)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        x = ball.x
         best = Best(x)  # the image itself, until a change succeeds; then the shortest that does
         # What is wrong already needs no change.
         wrong = objective.value(x, y)[1] & (confidence == 0)
@@ -65,20 +70,20 @@ def cw(
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         place = best.places(standing=True)
         for _ in range(searches if len(place) else 0):
-            won = _descend(objective, best, place, x, y, c, confidence, steps, step_size)
+            won = _descend(objective, best, place, ball, y, c, confidence, steps, step_size)
             high[place] = torch.where(won, torch.minimum(high[place], c[place]), high[place])
             low[place] = torch.where(won, low[place], torch.maximum(low[place], c[place]))
             c = torch.where(high < torch.inf, (low + high) / 2, c * 10)
-        return _within(best.images, x, eps, "l2")
+        return _within(best.images, ball)
 
-    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, batch_size=batch_size)
 
 
 def _descend(
     objective: Objective,
     best: Best,
     place: Tensor,
-    x: Tensor,
+    ball: Ball,
     y: Tensor,
     c: Tensor,
     confidence: float,
@@ -95,14 +100,14 @@ def _descend(
         won = margin(logits, y[place]) * (-1 if objective.targeted else 1)
         return c[place] * (confidence - won).clamp(min=0)
 
-    whole, enough = place, torch.zeros_like(c, dtype=torch.bool)
-    w = torch.atanh((2 * x[place] - 1) * _INSIDE)
+    whole, enough, inside = place, torch.zeros_like(c, dtype=torch.bool), ball[place]
+    w = torch.atanh((2 * inside.x - 1) * _INSIDE)
     first, second = torch.zeros_like(w), torch.zeros_like(w)
     before, every = torch.full_like(c[place], torch.inf), max(steps // 10, 1)
     for t in range(1, steps + 1):
         squash = torch.tanh(w)
-        z = (squash + 1) / 2
-        change = z - x[place]
+        z = inside.keep((squash + 1) / 2)
+        change = z - inside.x
         # Adam asks for the gradient of the objective in w: the chain rule by hand for the
         # distance and for tanh, the network's part from the margin.
         penalty, fell, pull = objective.gradient(z, y[place], short)
@@ -115,8 +120,9 @@ def _descend(
             going, before = total <= 0.9999 * before, total
             enough[place[going]] = False
             if not going.all():
-                state = (place, w, first, second, before, squash, change, pull)
-                place, w, first, second, before, squash, change, pull = (s[going] for s in state)
+                state = (place, w, first, second, before, squash, change, pull, inside)
+                state = (part[going] for part in state)
+                place, w, first, second, before, squash, change, pull, inside = state
                 if len(place) == 0:
                     break
         gradient = (2 * change + pull) * (1 - squash.square()) / 2
@@ -127,6 +133,7 @@ def _descend(
     return enough[whole]
 
 
+@checked
 def deepfool(
     model: nn.Module,
     x: Tensor,
@@ -137,6 +144,7 @@ def deepfool(
     steps: int = 50,
     candidates: int = 10,
     overshoot: float = 0.02,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
     """DeepFool: again and again the shortest way over a linearised border (Moosavi-Dezfooli 2016).
@@ -154,40 +162,43 @@ def deepfool(
         candidates: classes to consider, the likeliest on the clean image, ``y`` included.
         overshoot: by which share the whole change is lengthened, to end behind the border.
     """
-    check_attack(model, x, y, eps, norm, batch_size=batch_size, unbounded=True, steps=steps)
+    shared = {"batch_size": batch_size, "mask": mask, "unbounded": True}
+    ball = check_attack(model, x, y, eps, norm, **shared, steps=steps)
     check_count(candidates, "candidates", minimum=2)
     check_number(overshoot, "overshoot")
     objective = Objective(model)
 
-    def attack(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        found = x.clone()
+    def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:
+        x, found = ball.x, ball.x.clone()
         place = torch.arange(len(x), device=x.device)
         others = objective.others(x, y, candidates - 1)
         z, moved = x, torch.zeros_like(x)
         for _ in range(steps):
-            gaps, normals, fell = _borders(objective, z, y[place], others[place])
+            gaps, normals, fell = _borders(objective, z, y[place], others[place], ball[place])
             place, z, moved = place[~fell], z[~fell], moved[~fell]
             if len(place) == 0:
                 break
             moved = moved + _shortest(gaps[~fell], normals[~fell], norm)
             z = (x[place] + (1 + overshoot) * moved).clamp(0, 1)
             found[place] = z
-        return _within(found, x, eps, norm)
+        return _within(found, ball)
 
-    return by_chunk(attack, objective, x, y, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, batch_size=batch_size)
 
 
 def _borders(
-    objective: Objective, z: Tensor, y: Tensor, others: Tensor
+    objective: Objective, z: Tensor, y: Tensor, others: Tensor, ball: Ball
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gaps z_k − z_y ``[N, K]``, their gradients ``[N, K, C, H, W]``, and who has fallen."""
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        logits = objective.logits(z, y)
+        raw = objective.logits(z, y)
+        logits = bounded(raw)
         gaps = logits.gather(1, others) - logits.gather(1, y[:, None])
-        normals = [gradient_of(gap.sum(), z, retain=True) for gap in gaps.unbind(1)]
-    # Fallen by more than another batch's rounding could undo, and the same aimed for.
-    clear = 1e-5 * logits.detach().abs().amax(1)
+        normals = [ball.live(gradient_of(gap.sum(), z, retain=True)) for gap in gaps.unbind(1)]
+    # Fallen by more than another batch's rounding could undo, and the same aimed for; a class that
+    # cannot win says nothing of rounding.
+    clear = 1e-5 * raw.detach().where(raw == logits, 0).abs().amax(1)
     fell = margin(logits.detach(), y) > clear
     return gaps.detach() - 2 * clear[:, None], torch.stack(normals, 1), fell
 
@@ -205,7 +216,7 @@ def _shortest(gaps: Tensor, normals: Tensor, norm: str) -> Tensor:
     return per_image(far, normal) * direction
 
 
-def _within(found: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+def _within(found: Tensor, ball: Ball) -> Tensor:
     """What is longer than ε pulled back to the ball; the rest untouched to the last bit."""
-    outside = length(found - x, norm) > eps
-    return torch.where(per_image(outside, x), project(found, x, eps, norm), found)
+    outside = length(found - ball.x, ball.norm) > ball.eps
+    return torch.where(per_image(outside, found), ball.project(found), found)

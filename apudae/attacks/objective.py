@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,21 @@ from ..core.arguments import (
     check_images,
     check_labels,
     check_logits,
+    check_mask,
+    check_module,
     check_number,
+    require,
     warn,
 )
-from ..core.calling import evaluating, logits_of, looks_like_probabilities, warn_if_training
-from ..core.norms import check_norm, length
+from ..core.calling import (
+    bounded,
+    evaluating,
+    logits_of,
+    looks_like_probabilities,
+    telling,
+    warn_if_training,
+)
+from ..core.norms import Ball, check_norm, length, within_reach
 
 Loss = Callable[[Tensor], Tensor]  # of logits [N, K], each image's [N]
 _NEVER_0 = 1e-12  # added to a denominator: logits may tie
@@ -36,11 +47,12 @@ _NEVER_0 = 1e-12  # added to a denominator: logits may tie
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """−log softmax(z)_y."""
-    return F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(bounded(logits), y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{k≠y} z_k − z_y: above 0 where another class wins (Carlini & Wagner 2017, f₆)."""
+    logits = bounded(logits)
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
 
@@ -52,6 +64,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     Needs 3 classes.
     """
     check_classes(logits, 3, "dlr")
+    logits = bounded(logits)
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + _NEVER_0)
 
@@ -59,6 +72,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """(z_t − z_y) / (z_π1 − (z_π3 + z_π4) / 2) (Croce & Hein 2020, eq. 7). Needs 4 classes."""
     check_classes(logits, 4, "dlr-targeted")
+    logits = bounded(logits)
     top = logits.topk(4, dim=1).values
     own, other = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
     return (other - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _NEVER_0)
@@ -113,11 +127,7 @@ class _Plain(View):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        version = x._version
-        logits = logits_of(self.model, x)
-        if x._version != version:
-            raise ValueError("model: it changes its input in place; let it work on a copy")
-        return logits
+        return logits_of(self.model, x)
 
     def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
         yield self(x), True
@@ -224,10 +234,11 @@ class Objective:
 
 
 def gradient_of(loss: Tensor, x: Tensor, *, retain: bool = False) -> Tensor:
-    """∂loss/∂x; ``ValueError`` if the model cut the images off from its logits."""
+    """∂loss/∂x; ``ValueError`` if the model cut the images off from its logits, or has no slope."""
     gradient = None
     if loss.requires_grad:
-        (gradient,) = torch.autograd.grad(loss, x, retain_graph=retain, allow_unused=True)
+        with telling(lambda: "model: autograd cannot differentiate it; try BPDA"):
+            (gradient,) = torch.autograd.grad(loss, x, retain_graph=retain, allow_unused=True)
     if gradient is None:
         raise ValueError("model: the logits carry no gradient of the images")
     return gradient
@@ -261,15 +272,21 @@ def check_attack(
     eps: float,
     norm: str,
     *,
+    mask: Tensor | None = None,
     unbounded: bool = False,
     index: Tensor | None = None,
     batch_size: int | None = None,
     **counts: int,
-) -> None:
-    """Raise ``ValueError`` for what no attack can use, and warn of a model in training mode.
+) -> Ball:
+    """The ball that is searched, after checks of what every attack is given.
 
-    ``unbounded`` lets ε be infinite; ``counts`` (steps, restarts, ...) must be integers ≥ 1.
+    ``unbounded`` lets ε be infinite; ``counts`` (steps, restarts, ...) must be integers ≥ 1. Draws
+    a warning of a model in training mode.
+
+    Raises:
+        ValueError: what no attack can use.
     """
+    check_module(model)
     check_images(x)
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -282,6 +299,9 @@ def check_attack(
     if not (unbounded and eps == float("inf")):
         check_number(eps, "eps")
     check_norm(norm)
+    if len(x) and math.inf > eps > (most := within_reach(eps, norm, x)):
+        hint = f"; did you mean {eps:g} / 255?" if eps <= 255 else ""
+        warn(f"eps: {eps:g} is more than any two images differ by, {most:.3g} in {norm}{hint}")
     for name, value in counts.items():
         check_count(value, name)
     if batch_size is not None:
@@ -289,36 +309,36 @@ def check_attack(
     if index is not None:
         check_labels(index, len(x), name="index")
     warn_if_training(model)
+    return Ball(x.detach(), eps, norm, None if mask is None else check_mask(mask, x))
 
 
 def by_chunk(
-    attack: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attack: Callable[[Ball, Tensor, Tensor], Tensor],
     objective: Objective,
-    x: Tensor,
+    ball: Ball,
     y: Tensor,
     *,
-    eps: float = math.inf,
     index: Tensor | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Run ``attack(images, labels, index)`` on chunks, the model in evaluation mode.
+    """Run ``attack(ball, labels, index)`` on chunks, the model in evaluation mode.
 
-    ``index`` keys each image's random draws; by default its place in the batch. Where ``eps`` is
-    0 there is nothing to run, and the model is only checked.
+    ``index`` keys each image's random draws; by default its place in the batch. Where the ball's
+    radius is 0 there is nothing to run, and the model is only checked.
     """
     with torch.inference_mode(False), torch.no_grad(), evaluating(objective.model):
         # Copies: they may come from inference mode. The checks let pass what rounding put outside.
-        x, y = x.detach().clamp(0, 1), y.clone()
+        x, y, keys = ball.x.detach().clamp(0, 1), y.clone(), keys_of(ball.x, index)
         if len(x) == 0:
             return x
         objective._all_labels = y  # the first logits tell whether any is too large
-        size = batch_size or _chunk(x)
-        parts, done = [part.split(size) for part in (x, y, keys_of(x, index))], []
-        for images, labels, keys in zip(*parts, strict=True):
+        ball, size, done = replace(ball, x=x), batch_size or _chunk(x), []
+        for first in range(0, len(x), size):
+            part = slice(first, first + size)
             objective._turn = 0  # random draws begin where they did for the chunk before
-            if eps == 0:
-                objective.value(images, labels)
-            done.append(attack(images, labels, keys) if eps else images)
+            if ball.eps == 0:
+                objective.value(x[part], y[part])
+            done.append(attack(ball[part], y[part], keys[part]) if ball.eps else x[part])
         attacked = torch.cat(done)
         # An infinite gradient has a sign but no direction; it shows as NaN in the images.
         if bool(objective._nan | attacked.isnan().any()):
@@ -331,17 +351,34 @@ def keys_of(x: Tensor, index: Tensor | None) -> Tensor:
     return torch.arange(len(x)) if index is None else index.cpu()
 
 
-def check_inside(images: Tensor, x: Tensor, eps: float, norm: str, name: str) -> None:
-    """Raise ``ValueError`` for what an attack returned outside the ball around ``x`` or [0, 1]."""
-    if images.shape != x.shape:
-        raise ValueError(f"attacks: {name!r} returned shape {list(images.shape)}")
-    low, high = images.min().item(), images.max().item()
-    far = length(images - x, norm).max().item()
-    if not (low >= 0 and high <= 1 and far <= eps + 1e-5):
+def check_inside(images: Tensor, ball: Ball, name: str) -> Tensor:
+    """What an attack returned, without its graph.
+
+    Raises:
+        ValueError: it is no such images, or outside the ball, its mask or [0, 1].
+    """
+    x, told = ball.x, f"attacks: {name!r} returned"
+    require(isinstance(images, Tensor), f"{told} a {type(images).__name__}, expected images")
+    if images.shape != x.shape or not images.is_floating_point():
         raise ValueError(
-            f"attacks: {name!r} left the {norm} ball of radius {eps:g} or [0, 1]: it went "
-            f"{far:.4g} far, to values in [{low:.4g}, {high:.4g}]"
+            f"{told} shape {list(images.shape)} of {images.dtype}, expected {list(x.shape)} "
+            f"of {x.dtype}"
         )
+    require(images.device == x.device, f"{told} images on {images.device}, expected {x.device}")
+    images = images.detach()
+    low, high = images.min().item(), images.max().item()
+    far = length(images - ball.x, ball.norm).max().item()
+    if not (low >= 0 and high <= 1 and far <= ball.eps + 1e-5):
+        raise ValueError(
+            f"attacks: {name!r} left the {ball.norm} ball of radius {ball.eps:g} or [0, 1]: it "
+            f"went {far:.4g} far, to values in [{low:.4g}, {high:.4g}]"
+        )
+    beyond = length(images - ball.keep(images), "linf") > 1e-5
+    if beyond.any():
+        raise ValueError(
+            f"attacks: {name!r} changed pixels that the mask keeps, in {int(beyond.sum())} images"
+        )
+    return images
 
 
 def _chunk(x: Tensor) -> int:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import check_grid, checked, require, warn
+from ..core.calling import is_random, looks_at_the_batch
+from ..core.norms import Ball
 from .autoattack import apgd, square
 from .gradient import pgd
 from .minimal import cw
-from .objective import Best, Objective, by_chunk, check_attack, check_inside, keys_of
+from .objective import Best, Objective, View, by_chunk, check_attack, check_inside, keys_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def standard(classes: int) -> dict[str, Callable[..., Tensor]]:
     }
 
 
+@checked
 def suite(
     model: nn.Module,
     x: Tensor,
@@ -67,6 +73,7 @@ def suite(
     eps: float,
     norm: str = "linf",
     attacks: Mapping[str, Callable[..., Tensor]] | None = None,
+    mask: Tensor | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     batch_size: int | None = None,
@@ -79,51 +86,122 @@ def suite(
     Args besides those of all attacks:
         attacks: name -> attack; by default PGD-50, APGD-50 on the cross-entropy and on the
             targeted DLR (of fewer than 4 classes on the margin), and Square with 500 queries. Each
-            is called as ``attack(model, x, y, ...)`` with those of ``eps``, ``norm``, ``seed``,
-            ``index`` and ``batch_size`` that it takes; fix its other options with
+            is called as ``attack(model, x, y, ...)`` with those of ``eps``, ``norm``, ``mask``,
+            ``seed``, ``index`` and ``batch_size`` that it takes; fix its other options with
             :func:`functools.partial`.
+
+    An :class:`~apudae.evaluation.AttackWarning` says where that misleads: of a random model, and of
+    one whose answers depend on the batch.
 
     Raises:
         ValueError: an argument that no attack can use, or an attack whose images leave the ball.
     """
-    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    shared = {"index": index, "batch_size": batch_size}
+    ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
     if attacks is not None and not attacks:
         raise ValueError("attacks: expected at least one")
-    for name, attack in (attacks or {}).items():
-        if norm != "l2" and getattr(attack, "func", attack) is cw:
-            raise ValueError(f"attacks: {name!r} knows L2 only, and would take ε as its L2 length")
+    check_takes(attacks or {}, ball)
     index = keys_of(x, index)
     objective = Objective(model)
     felled_by = torch.full((len(x),), -1, device=x.device)
     best = Best(x.detach())
 
     def judge(place: Tensor, images: Tensor, number: int) -> None:
-        def ask(images: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-            value, fell = objective.value(images, labels)
+        def ask(ball: Ball, labels: Tensor, _: Tensor) -> Tensor:
+            value, fell = objective.value(ball.x, labels)
             return torch.stack([value.double(), fell.double()], 1)
 
-        score, fell = by_chunk(ask, objective, images, y[place], batch_size=batch_size).unbind(1)
+        judged = by_chunk(ask, objective, Ball(images), y[place], batch_size=batch_size)
+        score, fell = judged.unbind(1)
         best.offer(place, images, score, fell.bool())
         felled_by[place[fell.bool()]] = number
 
     if len(x):
+        _warn_of_luck(model, x[:8].detach())
         judge(torch.arange(len(x), device=x.device), x.detach(), 0)
     attacks = standard(objective.classes or 10) if attacks is None else attacks
     for number, (name, attack) in enumerate(attacks.items(), 1):
         place = best.places(standing=True)
         if len(place) == 0:
             continue
-        ball = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
-        options = taken(attack, ball | {"index": index[place.cpu()]})
-        attacked = attack(model, x[place], y[place], **options).detach().to(x.dtype)
-        check_inside(attacked, x[place], eps, norm, name)
+        inside = ball[place]
+        given = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
+        given |= {"mask": inside.mask, "index": index[place.cpu()]}
+        options = taken(attack, given)
+        attacked = attack(model, x[place], y[place], **options)
+        attacked = check_inside(attacked, inside, name).to(x.dtype)
         judge(place, attacked, number)
     return WorstCase(best.images, felled_by, ("clean", *attacks))
+
+
+def _warn_of_luck(model: nn.Module, x: Tensor) -> None:
+    """Warn of a model whose answers to a few images ``x`` are not theirs alone."""
+    if isinstance(model, View):
+        return  # which says how it is to be asked
+    if is_random(model, x):
+        warn(
+            "model: it is random. An image counts as fallen here after one unlucky draw of any "
+            "attack, or only for the draw that the attacker knows: the accuracy is not the "
+            "model's. Use evaluation.evaluate, which averages over draws and scores on fresh ones."
+        )
+    elif looks_at_the_batch(model, x):
+        warn(
+            "model: its answers depend on the batch: alone, an image is answered otherwise, so "
+            "that what falls here may stand elsewhere. Let no image see its neighbours."
+        )
+
+
+@checked
+def quantised(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An attack whose images an 8-bit file can hold: pixels k / 255, inside the ball.
+
+    What an attack finds may lie so close behind the border that rounding brings it back: then the
+    accuracy on its images is lower than on any file. Here each pixel goes to the nearest level, or
+    towards ``x`` where that would leave the ball; what a mask keeps stays.
+
+    Args:
+        attack: called as ``attack(model, x, y, eps=..., ...)``; so is what comes back. One that
+            goes on behind the border (``early_stop=False``) loses less by rounding.
+
+    Raises:
+        ValueError: on a call, images ``x`` that are not of levels k / 255 themselves.
+    """
+    signature = inspect.signature(attack)
+
+    @wraps(attack)
+    def rounded(*args: Any, **options: Any) -> Tensor:
+        given = signature.bind(*args, **options)
+        given.apply_defaults()
+        given = given.arguments | options
+        x = given["x"] if "x" in given else args[-2]
+        check_grid(x)
+        norm = given.get("norm", "l2" if _layers(attack)[-1] is _layers(cw)[-1] else "linf")
+        z = attack(*args, **options)
+        return Ball(x.detach().clamp(0, 1), given.get("eps", math.inf), norm).on_grid(z)
+
+    return rounded
+
+
+def check_takes(attacks: Mapping[str, Callable[..., Tensor]], ball: Ball) -> None:
+    """Raise ``ValueError`` for attacks that know nothing of the ball's norm or mask."""
+    for name, attack in attacks.items():
+        if ball.norm != "l2" and _layers(attack)[-1] is _layers(cw)[-1]:
+            raise ValueError(f"attacks: {name!r} knows L2 only, and would take ε as its L2 length")
+        free = ball.mask is None or taken(attack, {"mask": ball.mask})
+        require(bool(free), f"attacks: {name!r} takes no mask")
+
+
+def _layers(attack: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:
+    """An attack and what partials and wrappers hold inside, the function itself last."""
+    inner = getattr(attack, "func", getattr(attack, "__wrapped__", None))
+    return [attack] if inner is None else [attack, *_layers(inner)]
 
 
 def taken(attack: Callable[..., Tensor], options: dict) -> dict:
     """Those of ``options`` that an attack takes, and that were not fixed by ``partial``."""
     parameters = inspect.signature(attack).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    fixed = attack.keywords if isinstance(attack, partial) else {}
+    fixed = {k for layer in _layers(attack) for k in getattr(layer, "keywords", ())}
+    if options.get("mask", 0) is None:  # who takes any options need not know of masks
+        fixed.add("mask")
     return {k: v for k, v in options.items() if (takes_any or k in parameters) and k not in fixed}

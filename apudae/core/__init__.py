@@ -6,6 +6,7 @@
 - :mod:`~apudae.core.scores`: accuracies, differences and their intervals
 - :mod:`~apudae.core.record`: results that say what made them, and can be gone on with
 - :mod:`~apudae.core.processes`: several processes that act as one; half precision
+- :mod:`~apudae.core.prints`: what tells data and models apart to the last bit
 - :mod:`~apudae.core.files`: fingerprints, checksums, files that are never half written
 
 Rooms above import from these files by name; chapters find what they need in the rooms.

@@ -1,38 +1,174 @@
 """Asking a model for its logits, always in the same way: its type, its mode, its random draws.
 
+- :func:`called`: the one place where a module is given images; its input stays as it was
 - :func:`logits_of`, :func:`ask`: the logits, of the model as it is or of a known draw
+- :func:`logits`: a model that returns more than its logits, as one that does not
 - :func:`evaluating`, :func:`in_training`, :func:`warn_if_training`: its mode
-- :func:`takes_keys`, :func:`differentiable`, :func:`looks_like_probabilities`: what it is
+- :func:`unwrapped`, :func:`takes_keys`, :func:`differentiable`, :func:`looks_like_probabilities`,
+  :func:`is_random`, :func:`looks_at_the_batch`: what it is
+- :func:`bounded`: classes that cannot win
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from .arguments import require, warn
+from .arguments import check_module, check_output, require, warn
+
+_WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel, nn.Sequential)
+_BEYOND = 1000  # times the largest logit: a class as far below it cannot win
+
+
+class ModelError(ValueError, RuntimeError):
+    """A module that cannot do with its images; what torch says about it is in the message."""
+
+
+_PASSED_ON = (ModelError, NotImplementedError, RecursionError, torch.OutOfMemoryError)
+_IN_PLACE = "{}: it changes its input in place; let it work on a copy"
+
+
+@contextmanager
+def telling(what: Callable[[], str], name: str = "model") -> Iterator[None]:
+    """Say ``what()`` failed before torch's own words; they are kept, and so is the traceback."""
+    try:
+        yield
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        by_torch = frames[-1].f_globals.get("__name__", "").startswith("torch")
+        # What this package says of an argument names it already.
+        ours = isinstance(error, ValueError) and not by_torch
+        if ours or isinstance(error, _PASSED_ON):
+            raise
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        if "in-place operation" in words[0]:
+            raise ModelError(_IN_PLACE.format(name)) from error
+        raise ModelError(f"{what()}: {words[-1 if 'TorchScript' in words[0] else 0]}") from error
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module in what only hands images on to it: told by type, never by a name.
+
+    DataParallel, the distributed one, an average of weights, torch.compile, and a Sequential of
+    nothing else. One with hooks or a ``forward`` of its own may do more than hand on.
+    """
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    while not any(getattr(model, f"_forward{kind}hooks", None) for kind in ("_", "_pre_")):
+        handing_on = getattr(type(model), "forward", None) in [k.forward for k in _WRAPPERS]
+        if isinstance(model, compiled):
+            inner = [model.get_submodule("_orig_mod")]
+        elif not handing_on or "forward" in vars(model):
+            break
+        else:
+            inner = list(model) if isinstance(model, nn.Sequential) else [model.module]
+            inner = [layer for layer in inner if type(layer) is not nn.Identity]
+        if len(inner) != 1:
+            break
+        model = inner[0]
+    return model
 
 
 def takes_keys(model: nn.Module) -> bool:
     """Whether the random draws of a module can be named: ``forward(x, index, draw)``."""
-    return {"index", "draw"} <= inspect.signature(model.forward).parameters.keys()
+    try:
+        return {"index", "draw"} <= inspect.signature(unwrapped(model).forward).parameters.keys()
+    except (TypeError, ValueError):  # compiled code does not tell
+        return False
 
 
-def in_type_of(model: nn.Module, x: Tensor) -> Tensor:
-    """``x`` in the type of the model's parameters, where they are all of one type."""
+def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> object:
+    """What a module returns for images, in its own type: the one place where one is called.
+
+    Without a graph it works on a copy. Images that it changed are put back, and it is refused:
+    what is done in place reaches the next model, and autograd does not know of it.
+
+    Args:
+        model: the module.
+        x: images ``[N, C, H, W]``.
+        name: of the argument that it came as.
+        keys: handed on to it.
+
+    Raises:
+        ModelError: it fails on these images, or changes them.
+    """
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return x.to(types.pop()) if len(types) == 1 else x
+    given = x.to(types.pop()) if len(types) == 1 else x
+    if torch.compiler.is_compiling():
+        return model(given, **keys)
+    graph = torch.is_grad_enabled() and given.requires_grad
+    fed, kept = (given, given.clone()) if graph else (given.clone(), given)
+    version = None if fed.is_inference() else fed._version
+
+    def fails() -> str:
+        held = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in model.parameters()}))
+        images = f"{list(x.shape[1:])}, {given.dtype} on {given.device}"
+        return f"{name}: fails on images {images}, its weights {held or 'none'}"
+
+    with telling(fails, name):
+        out = model(fed, **keys)
+    same = version is None or fed._version == version
+    if same and x.device.type == "cpu":  # an edit past autograd; on a GPU asking costs too much
+        same = torch.equal(fed, kept) or torch.allclose(fed, kept, 0, 0, equal_nan=True)
+    if not same:
+        fed.data.copy_(kept.data)
+        raise ModelError(_IN_PLACE.format(name))
+    return out
 
 
 def logits_of(model: nn.Module, x: Tensor, **keys: object) -> Tensor:
     """Logits in float32 or better, whatever the model computes in; ``keys`` are handed on to it."""
-    logits = model(in_type_of(model, x), **keys)
-    half = isinstance(logits, Tensor) and logits.dtype in (torch.float16, torch.bfloat16)
-    return logits.float() if half else logits
+    out = called(model, x, **keys)
+    check_output(out, x)
+    return out if out.dtype in (torch.float32, torch.float64) else out.float()
+
+
+class _Taken(nn.Module):
+    def __init__(self, model: Callable[..., object], key: str | int | None) -> None:
+        super().__init__()
+        self.model, self.key = model, key
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, key = self.model(x), self.key
+        named = isinstance(out, Mapping)
+        if key is None:
+            return out
+        try:
+            return getattr(out, key) if isinstance(key, str) and not named else out[key]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            has = list(out) if named else type(out).__name__
+            raise ModelError(f"key: the model's output has no {key!r}, it is {has}") from error
+
+
+def logits(model: Callable[..., object], key: str | int | None = "logits") -> nn.Module:
+    """A model of yours as attacks need it, images -> logits; gradients and modes are the model's.
+
+    Args:
+        model: a module that returns a dict, an object or a tuple with the logits in it. Or a plain
+            function; of networks that it calls the mode stays as it is, so call ``.eval()``.
+        key: where in the output they are: a key, an attribute, or the place in a tuple; None for
+            the output itself.
+    """
+    require(callable(model), f"model: expected a module or a function, got {type(model).__name__}")
+    return _Taken(model, key)
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """Logits, those of classes that cannot win raised to where they do no harm.
+
+    That is what lies 1000 times the largest logit (at least 1000) below it, such as −10⁹ or −∞ for
+    classes that a head has and a task has not. All others stay as they are.
+    """
+    top = logits.amax(1, keepdim=True)
+    least = top - _BEYOND * top.abs().clamp(min=1)
+    return logits.clamp(min=least.nan_to_num(-torch.inf, neginf=-torch.inf))
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:
@@ -43,26 +179,46 @@ def looks_like_probabilities(logits: Tensor) -> bool:
 
 def in_training(model: nn.Module) -> str:
     """Names of the layers in training mode that act differently there; empty if there are none."""
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    layers = (m for m in model.modules() if m.training and isinstance(m, kinds))
+    layers = (m for m in model.modules() if getattr(m, "training", False) and _has_modes(m))
     return ", ".join(sorted({type(layer).__name__ for layer in layers}))
 
 
+def _has_modes(layer: nn.Module) -> bool:
+    if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
+        return layer.dropout > 0
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return layer.track_running_stats
+    # Dropout, batch norm and what others write ask for their mode as they go forward.
+    code = getattr(inspect.unwrap(layer.forward), "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
 def warn_if_training(model: nn.Module) -> None:
-    """Warn if layers that act differently in training are in training mode."""
+    """Warn of layers in training mode that act differently there, or that look at the batch."""
     if names := in_training(model):
         warn(
             f"model: {names} in training mode. The attack runs in evaluation mode, so its images "
             "fit model.eval(); an accuracy taken in training mode is that of another, random or "
             "batch-coupled model. Call model.eval() before you attack and score."
         )
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if names := ", ".join(sorted({type(m).__name__ for m in norms if m.running_mean is None})):
+        warn(
+            f"model: {names} without running statistics: its answers depend on the batch, so that "
+            "what is attacked in one batch may stand in another. Set track_running_stats=True, and "
+            "train the statistics."
+        )
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every submodule's own mode afterwards, also after an error."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    check_module(model)
+    lazy = any(map(torch.nn.parameter.is_lazy, model.parameters()))
+    require(not lazy, "model: it has lazy layers without weights; call it once on images")
+    modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
+    with suppress(NotImplementedError):  # exported programs have one mode only
+        model.eval()
     try:
         yield
     finally:
@@ -82,29 +238,71 @@ def ask(model: nn.Module, x: Tensor, *, draw: int = 0, index: Tensor | None = No
         draw: number of the draw.
         index: of the images, int64 ``[N]``; without, all get the draws of image 0.
     """
-    keys = {"index": index, "draw": draw} if takes_keys(model) else {}
-    if keys and index is None:
+    keys: dict[str, object] = {}
+    if takes_keys(model):
+        model = unwrapped(model)
         wanted = inspect.signature(model.forward).parameters["index"]
-        if wanted.default is wanted.empty:
-            keys["index"] = torch.zeros(len(x), dtype=torch.int64)
-    version = x._version
+        if index is None and wanted.default is wanted.empty:
+            index = torch.zeros(len(x), dtype=torch.int64)
+        keys = {"index": index, "draw": draw}
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         torch.manual_seed((draw * 0x9E3779B1 + 1) % 2**32)
-        logits = logits_of(model, x, **keys)
-    require(x._version == version, "model: it changes its input in place; let it work on a copy")
-    return logits
+        return logits_of(model, x, **keys)
 
 
 def differentiable(model: nn.Module, x: Tensor) -> bool:
     """Whether autograd knows the derivative of everything in a model; zero counts as known."""
-    with torch.enable_grad():
-        z = x.detach().clone().requires_grad_(True)
-        try:
+    logits = None
+    try:
+        with torch.enable_grad():
+            z = x.detach().clone().requires_grad_(True)
             logits = ask(model, z)
             if logits.requires_grad:
                 torch.autograd.grad(logits.sum(), z, allow_unused=True)
-        except RuntimeError as error:
-            if "is not implemented" not in str(error):
-                raise
-            return False
+    except RuntimeError as error:  # on the way back, or of a step inside the model
+        inner = logits is None and "is not implemented" not in str(error)
+        if inner or isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
     return True
+
+
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether a module says so, or logits differ from draw to draw by more than rounding.
+
+    20 draws of all images; of large ones, which may take a second each, 2 of all and 20 of the
+    first eight. A model that is random only now and then can pass for one that is not.
+    """
+    if any(getattr(module, "random", False) is True for module in model.modules()):
+        return True  # it says so itself
+    with evaluating(model), torch.no_grad():
+        few = x[: max(8, 2**18 // x[0].numel())]
+        for part, draws in ((x, 2), (few, 20)):
+            index = torch.arange(len(part))
+            first = ask(model, part, index=index)
+            for draw in range(1, draws):
+                again = ask(model, part, draw=draw, index=index)
+                if not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True):
+                    return True
+    return False
+
+
+@torch.no_grad()
+def looks_at_the_batch(model: nn.Module, x: Tensor) -> bool:
+    """Whether most of the first eight images get other logits alone than together.
+
+    By more than a hundredth of their spread: passes of other sizes round otherwise, and a purifier
+    may make much of it for an image or two.
+    """
+    x = x[:8]
+    index = torch.arange(len(x))
+    with evaluating(model):
+        together = ask(model, x, index=index)
+        try:
+            alone = torch.cat([ask(model, x[k : k + 1], index=index[k : k + 1]) for k in index])
+        except ValueError:  # such as batch norm of a single number
+            return True
+    able = together == bounded(together)
+    change = (together - alone).where(able, 0).abs().amax(1)
+    spread = together.amax(1) - together.where(able, torch.inf).amin(1)
+    return bool((change > 0.01 * spread).double().mean() > 0.5)

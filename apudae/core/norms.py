@@ -1,6 +1,7 @@
 """Balls around images: how long a change is, which direction climbs fastest, where a draw lies.
 
 - :func:`length`, :func:`project`, :func:`steepest`, :func:`within_reach`: the balls
+- :class:`Ball`: what an attack may reach, with the mask of the pixels that it may change
 - :func:`uniforms`, :func:`normals`, :func:`in_ball`, :func:`keyed`: random draws
 - :func:`per_image`: numbers ``[N]`` that multiply images
 
@@ -12,6 +13,7 @@ of the image, stream): an image gets the same ones in any batch and on any devic
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -97,16 +99,84 @@ def normals(draws: Tensor) -> Tensor:
 
 def in_ball(x: Tensor, eps: float, norm: str, index: Tensor, seed: int, stream: int = 0) -> Tensor:
     """Points drawn uniformly from the ball around ``x``, then clipped to [0, 1]."""
-    if norm == "linf":
-        draws = uniforms(tuple(x.shape[1:]), index, seed, stream, device=x.device).to(x.dtype)
-        return project(x + eps * (2 * draws - 1), x, eps)
-    pixels = x[0].numel()
-    draws = uniforms((pixels + 1,), index, seed, stream, device=x.device).double()
-    # A normal draw points in a uniform direction; the radius grows like U^(1/pixels).
-    normal = normals(draws[:, 1:]).view(x.shape)
-    radius = eps * draws[:, 0] ** (1 / pixels)
-    change = per_image(radius, normal) * steepest(normal, norm)
-    return project(x + change.to(x.dtype), x, eps, norm)
+    return Ball(x, eps, norm).start(index, seed, stream)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The images that an attack may reach: near ``x``, in [0, 1], other than it where it may be.
+
+    Attributes:
+        x: images ``[N, C, H, W]`` in [0, 1].
+        eps: radius.
+        norm: ``"linf"`` or ``"l2"``.
+        mask: bool ``[N, C, H, W]``, true where a pixel may change; None: everywhere.
+    """
+
+    x: Tensor
+    eps: float = math.inf
+    norm: str = "linf"
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, place: Tensor | slice) -> Ball:
+        mask = None if self.mask is None else self.mask[place]
+        return replace(self, x=self.x[place], mask=mask)
+
+    def keep(self, z: Tensor) -> Tensor:
+        """``z`` where a pixel may change, ``x`` elsewhere."""
+        return z if self.mask is None else torch.where(self.mask, z, self.x)
+
+    def live(self, gradient: Tensor) -> Tensor:
+        """A gradient, zero where no pixel may change."""
+        return gradient if self.mask is None else gradient.where(self.mask, 0)
+
+    def project(self, z: Tensor) -> Tensor:
+        """:func:`project` of ``z``, other than ``x`` only where it may be."""
+        return project(self.keep(z), self.x, self.eps, self.norm)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """:func:`steepest`, of the pixels that may change."""
+        return steepest(self.live(gradient), self.norm)
+
+    def start(self, index: Tensor, seed: int, stream: int = 0) -> Tensor:
+        """Points drawn uniformly from the ball, then clipped to [0, 1]."""
+        x = self.x
+        if self.norm == "linf":
+            draws = uniforms(tuple(x.shape[1:]), index, seed, stream, device=x.device).to(x.dtype)
+            return self.project(x + self.eps * (2 * draws - 1))
+        pixels = x[0].numel()
+        draws = uniforms((pixels + 1,), index, seed, stream, device=x.device).double()
+        # A normal draw points in a uniform direction; the radius grows like U^(1/pixels).
+        normal = normals(draws[:, 1:]).view(x.shape)
+        pixels = pixels if self.mask is None else self.mask.flatten(1).sum(1)
+        radius = self.eps * draws[:, 0] ** (1 / pixels)
+        change = per_image(radius, normal) * self.steepest(normal)
+        return self.project(x + change.to(x.dtype))
+
+    def on_grid(self, z: Tensor) -> Tensor:
+        """Points of the ball rounded to 8 bits, k / 255, ``x`` being so: to the nearest there is.
+
+        Where that would leave the ball, pixels are rounded towards ``x`` instead; in L2 those that
+        this moves least, as few as will do.
+        """
+        most = 255 * within_reach(self.eps, self.norm, self.x) + 1e-4  # grey levels; and rounding
+        grey = (255 * self.x.double()).round()
+        want = 255 * z.double() - grey
+        change = want.round()
+        if self.norm == "linf":
+            change = change.clamp(-math.floor(most), math.floor(most))
+        else:
+            size = change.abs().flatten(1)
+            past = size - want.abs().flatten(1)  # how far rounding led away from x
+            order = past.argsort(dim=1, descending=True, stable=True)
+            saved = (2 * size - 1).where(past > 0, 0).gather(1, order)  # of the squared length
+            over = size.square().sum(1, keepdim=True) - most**2 > saved.cumsum(1) - saved
+            back = torch.zeros_like(over).scatter(1, order, over) & (past > 0)
+            change = change - change.sign() * back.view(change.shape)
+        return torch.where(change == 0, self.x, ((grey + change) / 255).to(self.x.dtype))
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

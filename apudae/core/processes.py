@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .arguments import check_device
+
 
 def world() -> int:
     """How many processes there are."""
@@ -78,7 +80,7 @@ def precision_of(device: torch.device | str) -> torch.dtype | None:
     bfloat16 where the hardware has it: GPUs from compute capability 8 on (a T4 only emulates it)
     and CPUs with AMX or AVX512-bf16. Other GPUs use float16.
     """
-    if torch.device(device).type == "cuda":
+    if check_device(device).type == "cuda":
         real = torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8
         return torch.bfloat16 if real else torch.float16
     real = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

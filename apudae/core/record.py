@@ -6,30 +6,44 @@ that are stored as soon as they are measured::
     record = Record("toy", {"eps": 0.1}, folder, keys=("defense",))
     record.measure(("direct",), lambda: {"n": 100, "correct": 93})   # only if it is not there
 
-Whoever goes on with a record must give the same account. What made it is added at each writing:
-the package's version, torch's, the device, the date.
+Whoever goes on with a record must give the same account, and the same models. What made it is added
+at each writing: the package's version, torch's, the device, the date. The file ends with a digest
+of itself; what is read is checked.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
+import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import __version__
-from .arguments import require
-from .files import read_json, write_aside
+from .arguments import check_count, check_number, require
+from .files import (
+    check_sums,
+    inside,
+    locked,
+    model_fingerprint,
+    read_json,
+    require_whole,
+    sweep,
+    write_json,
+)
+from .prints import differences, identity, unlike
 
-SCHEMA = 1
+# Those of schema 1 have no digest; of the shipped ones SHA256SUMS beside them tells it.
+SCHEMA = 2
 # Versions whose outcomes are this one's: `scripts/outputs.py` ran the same calls under both and
 # found every byte alike. What they measured is as valid as what this one does.
 SAME_OUTCOMES = ("0.1.0", "0.2.0")
@@ -64,49 +78,89 @@ class Record:
     ) -> None:
         self.name, self.folder, self.keys, self.device = name, folder, keys, device
         self.about: Row = json.loads(json.dumps(about))  # tuples as they come back
-        self._written = 0.0
-        old = load(name, folder) if self.path.is_file() else dict(self.about)
-        if differ := differences(self.about, old):
-            require(
-                anew,
-                f"{self.path} was made with another {', '.join(differ)}; move it or name another "
-                "folder",
-            )
-            old = {}
-        self.rows: list[Row] = old.pop("rows", [])
-        self.more = {k: v for k, v in old.items() if k not in ("schema", "made", *self.about)}
+        self._written, self._identify, self._anew = 0.0, dict, anew
+        sweep(folder)
+        self.more = self._stored()
+        self.rows: list[Row] = self.more.pop("rows", [])
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self.folder / f"{self.name}.json"
+        return inside(self.folder, self.name, ".json")
+
+    def _stored(self) -> Row:
+        """What the file holds beside this account; empty without one, or if it begins anew."""
+        if not self.path.is_file():
+            return {}
+        old = load(self.name, self.folder, self.keys)
+        differ = differences(self.about, old)
+        if differ and self._anew:
+            return {}
+        self._refuse("was made with another", ", ".join(differ))
+        known = ("schema", "made", "keys", *self.about)
+        return {k: v for k, v in old.items() if k not in known}
+
+    def of(self, models: Mapping[str, nn.Module], x: Tensor) -> None:
+        """Say what models the rows are of; their prints are stored with the next row.
+
+        Rows of an older version, which stored none, are told by the print in them, if any.
+
+        Args:
+            models: images -> logits, by name; where a row holds a print, it begins with the name.
+            x: images ``[N, C, H, W]``; the first ones are asked.
+
+        Raises:
+            ValueError: rows that are stored are of another model; it is named.
+        """
+        there = self.more.get("models", {})
+        for name, model in models.items():
+            if name in there:
+                differ = unlike(identity(model, x), there[name])
+            else:
+                told = {r["model"] for r in self.rows if "model" in r and r[self.keys[0]] == name}
+                differ = "its print differs" if told - {model_fingerprint(model)[:16]} else ""
+            self._refuse(f"holds rows of another {name}:", differ)
+        new = {name: model for name, model in models.items() if name not in there}
+        self._identify = lambda: {name: identity(model, x) for name, model in new.items()}
+
+    def _refuse(self, why: str, differ: str) -> None:
+        require(not differ, f"{self.path} {why} {differ}; move it or name another folder")
 
     def find(self, *key: object) -> Row | None:
         """The row of a key, or None."""
         wanted = json.loads(json.dumps(key))
-        return next((row for row in self.rows if [row[k] for k in self.keys] == wanted), None)
+        return next((row for row in self.rows if self._key(row) == wanted), None)
+
+    def _key(self, row: Row) -> list[Any]:
+        return [row[k] for k in self.keys]
 
     def measure(self, key: tuple[object, ...], make: Callable[[], Row]) -> Row:
         """The row of a key; made, and stored with what made it, only if it is not there."""
         if (row := self.find(*key)) is not None:
             return row
-        start = time.perf_counter()
-        row = dict(zip(self.keys, key, strict=True)) | make()
-        seconds = round(time.perf_counter() - start, 1)
-        made = provenance(self.device)
-        row |= {"seconds": seconds} | {k: made[k] for k in ("apudae", "torch", "device", "date")}
-        self.rows.append(row)
+        if models := self._identify():
+            self.more["models"], self._identify = self.more.get("models", {}) | models, dict
         shown = " | ".join(f"{k:g}" if isinstance(k, float) else str(k) for k in key)
+        mark = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+        with locked(self.folder / f"{self.name}.{mark}", wait=-1, what=shown):
+            self._catch_up({})
+            if (row := self.find(*key)) is not None:  # another process has measured it meanwhile
+                return row
+            start = time.perf_counter()
+            row = dict(zip(self.keys, key, strict=True)) | make()
+            row["seconds"] = seconds = round(time.perf_counter() - start, 1)
+            made = provenance(self.device)
+            row |= {k: made[k] for k in ("apudae", "torch", "device", "date")}
+            self.rows.append(row)
+            self.save()
         count = f"{row['correct']} of {row['n']}, " if {"correct", "n"} <= row.keys() else ""
-        self.save()
         print(f"{shown}: {count}{seconds:g} s", flush=True)
         return row
 
     def save(self, *, at_most_every: float = 0.0, **more: Any) -> None:
         """Store all rows, with what else there is to say, now and before.
 
-        Rows that another process has added since are kept; of two that write in the same moment one
-        may lose its row, which is then made again.
+        Rows that another process has added since are kept.
 
         Args:
             at_most_every: write only if the last writing is as many seconds ago.
@@ -115,25 +169,26 @@ class Record:
         if time.monotonic() - self._written < at_most_every:
             self.more |= more
             return
-        there = load(self.name, self.folder) if self.keys and self.path.is_file() else {}
-        if there and not differences(self.about, there):
-            ours = [[row[k] for k in self.keys] for row in self.rows]
-            added = [r for r in there.pop("rows") if [r[k] for k in self.keys] not in ours]
+        with locked(self.path):
+            self._catch_up(more)
+            rows = {"keys": self.keys, "rows": self.rows} if self.keys else {}
+            save(self.name, self.about | rows | self.more, device=self.device, folder=self.folder)
+        self._written = time.monotonic()
+
+    def _catch_up(self, more: Row) -> None:
+        """Take over what others have stored since, and say more."""
+        if self.keys and (there := self._stored()):
+            theirs, ours = there.get("models", {}), self.more.get("models", {})
+            for name in theirs.keys() & ours.keys():
+                differ = unlike(ours[name], theirs[name])
+                self._refuse(f"holds rows of another {name}:", differ)
+            added = [row for row in there.pop("rows") if not self.find(*self._key(row))]
             self.rows = added + self.rows
-            more = self.more | more
-            self.more = {k: v for k, v in there.items() if k not in ("schema", "made", *self.about)}
+            more, self.more = self.more | more, there
         for name, value in more.items():
             old = self.more.get(name)
             joins = isinstance(value, dict) and isinstance(old, dict)
             self.more[name] = old | value if joins else value
-        rows = {"rows": self.rows} if self.keys else {}
-        save(self.name, self.about | rows | self.more, device=self.device, folder=self.folder)
-        self._written = time.monotonic()
-
-
-def differences(about: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """Names of the parts of an account that a stored one tells otherwise."""
-    return [name for name, value in about.items() if old.get(name) != value]
 
 
 def names(folder: Path) -> list[str]:
@@ -141,28 +196,133 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
-def load(name: str, folder: Path) -> Row:
-    """Read a record.
+def load(name: str, folder: Path, keys: Sequence[str] = ()) -> Row:
+    """Read a record, and check it.
+
+    Args:
+        name: of the record.
+        folder: of its file.
+        keys: fields that tell rows apart, where the record does not name them itself.
 
     Raises:
         ValueError: unknown name (the known ones are listed), or a record of another schema.
-        RuntimeError: the file is not JSON; the message names it.
+        RuntimeError: the file was changed, is no record, or holds what cannot be; it is named, and
+            the row.
     """
-    path = folder / f"{name}.json"
+    path = inside(folder, name, ".json")
     known = ", ".join(names(folder)) or "none"
     require(path.is_file(), f"unknown record {name!r} in {folder}; known: {known}")
-    record = read_json(path)
+    record = read_json(
+        path, sealed=lambda found: isinstance(found, dict) and found.get("schema") == SCHEMA
+    )
+    whole = isinstance(record, dict)
+    require_whole(whole, f"{path} is damaged: expected a record, got {_shown(record)}")
     schema = record.get("schema")
-    require(schema == SCHEMA, f"{path}: expected schema {SCHEMA}, got {schema!r}")
+    if schema != SCHEMA:
+        check_sums(path)
+    fits = type(schema) is int and schema in (1, SCHEMA)
+    require(fits, f"{path}: expected schema 1 or {SCHEMA}, got {schema!r}")
+    try:
+        _check(record, record.get("keys", keys))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RuntimeError(f"{path} is damaged: {error}") from error
     return record
 
 
 def save(name: str, record: Row, folder: Path, *, device: torch.device | str = "cpu") -> Path:
     """Write a record with what made it; the old one stays until the new one is complete."""
-    path = folder / f"{name}.json"
-    whole = {"schema": SCHEMA, "made": provenance(device), **record}
-    write_aside(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
+    path = inside(folder, name, ".json")
+    write_json(path, {"schema": SCHEMA, "made": provenance(device), **record})
     return path
+
+
+# What is known of fields, in rows and beside them, wherever they are there.
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("made", "profile", "data", "models", "settings", "weak"), dict),
+    **dict.fromkeys(("models_sha256", "stands", "warnings", "curves", "alone"), dict),
+    **dict.fromkeys(("keys", "rows", "calibration", "findings"), list),
+    **dict.fromkeys(("defense", "split", "kind", "dae_sha256", "classifier_sha256"), str),
+    **dict.fromkeys(("apudae", "torch", "device", "date", "labels", "images_sha256"), str),
+}
+_SIZES = ("seconds", "sigma", "radius", "l2", "ms_per_image", "mebibytes", "calls")
+
+
+def _check(record: Row, keys: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless a record holds what can be: kinds, lengths, ranges, sums."""
+    _check_fields(record)
+    require(all(isinstance(k, str) for k in keys), "keys: expected names of fields")
+    require(not keys or "rows" in record, "rows: there are none")
+    rows, seen = record.get("rows", []), []
+    for number, row in enumerate(rows if keys else [r for r in rows if isinstance(r, dict)]):
+        key = [row[k] for k in keys if k in row] if isinstance(row, dict) else []
+        try:
+            require(isinstance(row, dict), f"expected fields by name, got {_shown(row)}")
+            lacking = ", ".join(k for k in keys if k not in row)
+            require(not lacking, f"it has no {lacking}")
+            require(not keys or key not in seen, "it comes twice")
+            seen.append(key)
+            _check_fields(row)
+            _check_outcomes(row)
+            if "votes" in row:  # of a certificate: with a prediction, for each image
+                n = record.get("data", {}).get("n", len(row["votes"]))
+                draws = record.get("options", {}).get("n", math.inf)
+                whole_numbers(row["votes"], "votes", n, 0, draws)
+                whole_numbers(row.get("predictions"), "predictions", n, -1, math.inf)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"row {number} {key or ''}: {error}") from error
+
+
+def _check_fields(fields: Row) -> None:
+    for name, value in fields.items():
+        kind = _KINDS.get(name, object)
+        require(isinstance(value, kind), f"{name}: expected a {kind.__name__}, got {_shown(value)}")
+        if name in _SIZES and (name, value) != ("mebibytes", None):
+            several = isinstance(value, dict) and name == "ms_per_image"  # a number per defense
+            for number in value.values() if several else [value]:
+                check_number(number, name)
+
+
+def _check_outcomes(row: Row) -> None:
+    """The count of images, their outcomes, and what was counted of these."""
+    if "n" not in row:
+        require("outcomes" not in row, "n: it is missing")
+        return
+    n = check_count(row["n"], "n", minimum=0)
+    right, correct = row.get("outcomes", []), row.get("correct")
+    several = isinstance(right, list)  # one for each ε
+    counts = [int(unpack(text, n).sum()) for text in (right if several else [right])]
+    if "misread" in row:
+        draws = check_count(row.get("draws"), "draws")
+        wrong = whole_numbers(row["misread"], "misread", n, 0, draws)
+        require(not counts or counts == [wrong.count(0)], "misread: it does not fit the outcomes")
+        rate = sum(1 - k / draws for k in wrong)
+        check_number(correct, "correct")
+        require(abs(correct - rate) < 0.006, f"correct: expected {rate:.2f}, got {correct!r}")
+    elif "outcomes" in row:
+        wanted = counts if several else counts[0]
+        fits = correct == wanted and not isinstance(correct, bool)
+        require(fits, f"correct: expected {wanted}, as the outcomes have it, got {correct!r}")
+    elif correct is not None:
+        for count in correct if isinstance(correct, list) else [correct]:
+            fits = check_number(count, "correct") <= n
+            require(fits, f"correct: expected 0 to {n}, got {count!r}")
+    for name, left in row.get("stands", {}).items():
+        fits = check_number(left, "stands") <= n
+        require(fits, f"stands: expected 0 to {n} of {name}, got {left!r}")
+
+
+def whole_numbers(values: Any, name: str, n: int, low: int, high: float) -> list[int]:
+    """Raise ``ValueError`` unless these are ``n`` integers from ``low`` to ``high``."""
+    require(isinstance(values, list), f"{name}: expected a list, got {_shown(values)}")
+    require(len(values) == n, f"{name}: expected {n} integers, one per image, got {len(values)}")
+    odd = [v for v in values if type(v) is not int or not low <= v <= high]
+    bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
+    require(not odd, f"{name}: expected integers {bounds}, got {odd[:1]}")
+    return values
+
+
+def _shown(value: object) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, (dict, list)) else repr(value)
 
 
 def maker(made: Mapping[str, Any]) -> str:
@@ -181,9 +341,17 @@ def pack(outcomes: Tensor) -> str:
 
 
 def unpack(text: str, n: int) -> Tensor:
-    """The ``n`` outcomes that ``pack`` has written."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n)
-    return torch.from_numpy(bits.astype(bool))
+    """The ``n`` outcomes that ``pack`` has written.
+
+    Raises:
+        ValueError: it has written something else.
+    """
+    size = 2 * -(-n // 8)
+    fits = isinstance(text, str) and len(text) == size and not text.strip("0123456789abcdef")
+    require(fits, f"outcomes: expected {size} hexadecimal digits for {n} images")
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
+    require(not bits[n:].any(), f"outcomes: there are more than {n}")
+    return torch.from_numpy(bits[:n].astype(bool))
 
 
 def counted(right: Tensor) -> Row:

@@ -14,7 +14,7 @@ import torch
 from scipy.special import ndtri, stdtrit  # scipy.stats takes a second longer to import
 from torch import Tensor, nn
 
-from .arguments import check_count, check_images, check_labels, check_logits
+from .arguments import check_count, check_images, check_labels, check_logits, check_number, checked
 from .calling import ask, evaluating, logits_of
 from .processes import rank, total, world
 
@@ -44,6 +44,7 @@ class Accuracy:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's score interval for the accuracy, in percent (Wilson 1927)."""
+        check_number(confidence, "confidence", exclusive=True, below=1)
         z, n, p = float(ndtri(0.5 + confidence / 2)), self.n, self.correct / self.n
         half = z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
         ends = ((p + z * z / (2 * n) + side * half) / (1 + z * z / n) for side in (-1, 1))
@@ -55,6 +56,7 @@ class Accuracy:
         return f"{self.percent:.1f} % [{low:.1f}, {high:.1f}]"
 
 
+@checked
 @torch.no_grad()
 def outcomes(
     model: nn.Module,
@@ -78,7 +80,8 @@ def outcomes(
     """
     check_images(x)
     check_labels(y, len(x))
-    check_count(batch_size, "batch_size")
+    if index is not None:
+        check_labels(index, len(x), name="index")
     right = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     with evaluating(model):
         for start in range(rank() * batch_size, len(x), world() * batch_size):
@@ -92,6 +95,7 @@ def outcomes(
     return total(right).bool()
 
 
+@checked
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Accuracy:
     """Accuracy of ``model`` on at least one image, with its confidence interval at hand."""
     return Accuracy.of(outcomes(model, x, y, batch_size=batch_size))
@@ -111,6 +115,7 @@ class Difference:
         return f"{points:+.1f} points [{low:+.1f}, {high:+.1f}]"
 
 
+@checked
 def paired_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95) -> Difference:
     """How many points ``second`` is better than ``first`` on the *same* images.
 
@@ -127,6 +132,7 @@ def paired_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95
         second: outcomes of the other on the same images.
         confidence: of the interval.
     """
+    check_number(confidence, "confidence", exclusive=True, below=1)
     if first.shape != second.shape:
         raise ValueError(f"second: expected shape {list(first.shape)}, got {list(second.shape)}")
     if first.is_floating_point() or second.is_floating_point():
@@ -165,6 +171,7 @@ def _paired_rates(first: Tensor, second: Tensor, confidence: float) -> Differenc
     return Difference(mean, max(mean - reach, -100.0), min(mean + reach, 100.0))
 
 
+@checked
 def roc(clean: Tensor, attacked: Tensor) -> tuple[Tensor, Tensor]:
     """A detector that flags high scores: false alarms and detections at every threshold.
 
@@ -197,6 +204,7 @@ class Auc:
         return f"{self.percent:.1f} % [{self.low:.1f}, {self.high:.1f}]"
 
 
+@checked
 def auc(clean: Tensor, attacked: Tensor, *, confidence: float = 0.95) -> Auc:
     """How often an attacked image scores higher than a clean one, ties counted half.
 
@@ -208,6 +216,7 @@ def auc(clean: Tensor, attacked: Tensor, *, confidence: float = 0.95) -> Auc:
     Raises:
         ValueError: fewer than two scores of either kind.
     """
+    check_number(confidence, "confidence", exclusive=True, below=1)
     check_count(len(clean), "number of clean scores", minimum=2)
     check_count(len(attacked), "number of attacked scores", minimum=2)
     clean, attacked = clean.double(), attacked.double()

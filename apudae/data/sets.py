@@ -32,6 +32,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from ..core.arguments import check_choice, check_count, checked
 from ..core.files import verify
 
 SPLITS = ("train", "validation", "test")
@@ -72,10 +73,15 @@ class Split(NamedTuple):
     labels: Tensor
 
     def take(self, n: int) -> Split:
-        """The first ``n`` images and labels: of the bundled digits a random sample."""
+        """The first ``n`` images and labels: of the bundled digits a random sample.
+
+        Of fewer, all; a negative ``n`` is a ``ValueError``.
+        """
+        check_count(n, "n", minimum=0)
         return Split(self.images[:n], self.labels[:n])
 
 
+@checked
 def load(
     name: str,
     split: str = "test",
@@ -115,20 +121,21 @@ def load(
         FileNotFoundError: the full data set is not here and could not be downloaded.
         RuntimeError: a damaged file; the message names it and both checksums.
     """
-    profile = profile or os.environ.get("APUDAE_PROFILE", "quick")
-    for value, known, what in (
-        (name, tuple(_LOADERS), "data set"),
-        (split, SPLITS, "split"),
-        (profile, PROFILES, "profile"),
+    where = "profile" if profile is not None else "profile ($APUDAE_PROFILE)"
+    profile = os.environ.get("APUDAE_PROFILE") or "quick" if profile is None else profile
+    for value, known, what, argument in (
+        (name, tuple(_LOADERS), "data set", "name"),
+        (split, SPLITS, "split", "split"),
+        (profile, PROFILES, "profile", where),
     ):
         if value not in known:
-            raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+            raise ValueError(f"{argument}: unknown {what} {value!r}; known: {', '.join(known)}")
     if dtype not in (torch.float32, torch.uint8):
         raise ValueError(f"dtype: expected torch.float32 or torch.uint8, got {dtype}")
     if name in ("cifar10-20", "photographs") and split != "test":
         raise ValueError(f"split: {name!r} has test images only, got {split!r}")
     given = root or os.environ.get("APUDAE_DATA")
-    folder = Path(given).expanduser() if given else None
+    folder = user_path(given) if given else None
     images, labels = _LOADERS[name](split, profile, folder, download)
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     if dtype == torch.float32:
@@ -136,8 +143,10 @@ def load(
     return Split(pixels, torch.from_numpy(labels.astype(np.int64)))
 
 
+@checked
 def sample_index(split: str) -> np.ndarray:
     """Positions of a bundled split's digits among the 60,000 MNIST training images."""
+    check_choice(split, SPLITS, "split")
     with _verified(SAMPLE) as sample:
         return sample[f"{split}_index"].astype(np.int64)
 
@@ -226,8 +235,19 @@ def _held_out(images: np.ndarray, labels: np.ndarray, split: str) -> _Pixels:
     return images[chosen], labels[chosen]
 
 
+def user_path(path: str | Path) -> Path:
+    """A path whose ``~``, if it begins with one, is the home directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{path}: this user has no home directory; set APUDAE_DATA or XDG_CACHE_HOME to a "
+            "folder for data sets"
+        ) from error
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apudae"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "apudae"
 
 
 def _find(
@@ -239,23 +259,24 @@ def _find(
     source: Callable[..., object],
 ) -> Path:
     """The root that holds ``folder`` with all ``files``; downloaded into the cache if need be."""
-    candidates = [root, _cache()] if root else [_cache()]
 
     def complete(candidate: Path) -> bool:
         return all((candidate / folder / name).is_file() for name in files)
 
-    for candidate in candidates:
-        if complete(candidate):
-            return candidate
-        if candidate == root:
-            warnings.warn(f"{candidate} holds no {folder}; looking in {_cache()}", stacklevel=4)
+    if root and complete(root):
+        return root
+    cache = _cache()  # not before: there may be no home directory, nor need of one
+    if root:
+        warnings.warn(f"{root} holds no {folder}; looking in {cache}", stacklevel=5)
+    if complete(cache):
+        return cache
     reason = "downloading was switched off"
     if download:
         try:
-            return _download(source, Path(folder).parts[0], _cache(), lambda: complete(_cache()))
+            return _download(source, Path(folder).parts[0], cache, lambda: complete(cache))
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             reason = f"the download failed ({error})"
-    looked = ", ".join(str(candidate / folder) for candidate in candidates)
+    looked = ", ".join(str(candidate / folder) for candidate in (root, cache) if candidate)
     hint = " or use profile='quick', which needs no download." if title == "MNIST" else ""
     raise FileNotFoundError(
         f"the full {title} data set is not on this machine: looked in {looked}; {reason}. "

@@ -18,6 +18,15 @@ import torch
 from torch import nn
 
 from .. import data, models
+from ..core.arguments import (
+    ForeignError,
+    check_device,
+    check_writable,
+    option,
+    parsed,
+    require,
+    told,
+)
 from ..core.norms import NORMS
 from ..purification.adaptive import PRESETS, Adaptive
 from ..purification.purifier import Defended, Direct
@@ -33,22 +42,36 @@ def build(name: str) -> nn.Module:
 
     Raises:
         ValueError: there is no such function, or it returns something else.
+        ForeignError: that code failed.
     """
     path, _, function = name.partition(":")
+    named = all(part.isidentifier() for part in (*path.split("."), function))
+    require(named, f"{name}: expected package.module:function")
     sys.path.insert(0, "")  # a file in the folder one is in
     try:
-        found = getattr(importlib.import_module(path), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name}: {error}") from error
+        module = importlib.import_module(path)
+        make = getattr(module, function, None)
+        found = make() if callable(make) and not isinstance(make, nn.Module) else make
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
+            raise ValueError(f"{name}: {error}") from error
+        raise ForeignError(f"{name}: failed with {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
-    if not isinstance(found, nn.Module):
-        raise ValueError(f"{name}: expected a torch.nn.Module, got {type(found).__name__}")
+    require(hasattr(module, function), f"{name}: module {path!r} has no attribute {function!r}")
+    wanted = "expected a function that returns a torch.nn.Module"
+    require(found is not make, f"{name}: {wanted}, got {type(make).__name__}")
+    require(isinstance(found, nn.Module), f"{name}: {wanted}, it returned {type(found).__name__}")
     return found
 
 
 def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Classifier and purifier that the options name."""
+    changes = {k: v for k in ("steps", "step_size") if (v := getattr(args, k)) is not None}
+    adaptive = ":" not in args.purifier and args.purifier not in ("none", "direct")
+    for name in () if adaptive else changes:
+        flag = name.replace("_", "-")
+        raise ValueError(f"--{flag}: does nothing with --purifier {args.purifier}")
     if ":" in args.classifier:
         classifier = build(args.classifier).to(device).eval()
     else:
@@ -65,7 +88,6 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
     dae = models.load(args.dae, device=device)
     if args.purifier == "direct":
         return Defended(classifier, Direct(dae))
-    changes = {k: v for k in ("steps", "step_size") if (v := getattr(args, k)) is not None}
     if args.purifier == "adaptive":  # the one chosen on validation digits
         chosen = models.about(args.dae).get("purifier")
         if chosen is None:
@@ -79,26 +101,33 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line: 0, or 1 after an error that is told on one line."""
-    args = _parser().parse_args(argv)
-    try:
-        device = torch.device(args.device)
-        model = model_of(args, device)
-        split = data.load(args.data, args.split, profile=args.profile, root=args.root)
-        x, y = (part.to(device) for part in split.take(args.n))
-        options = {key: getattr(args, key) for key in ("norm", "budget", "seed")}
-        options |= {"curves": not args.no_curves}
-        options |= {"title": f"{args.classifier}, purifier {args.purifier}"}
-        for eps in args.eps:
-            record = args.record and args.record.with_name(f"{args.record.name}-{eps:g}")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they stand in the report
-                report = evaluate(model, x, y, eps=eps, record=record, **options)
-            print(f"{report}\n", flush=True)
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """The command line: 0, or another status after an error that is told on one line."""
+    args = parsed(_parser(), argv)
+    end = told(lambda: _evaluate(args))
+    if isinstance(end, str):
+        print(end, file=sys.stderr)
+    return 1 if isinstance(end, str) else end or 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    device = check_device(args.device)
+    names = [f"{eps:g}" for eps in args.eps]
+    require(len(set(names)) == len(names), f"--eps: expected different radii, got {names}")
+    if args.record is not None:
+        require(bool(args.record.name), f"--record: expected a file's path, got {args.record}")
+        check_writable(args.record.parent, "--record")
+    model = model_of(args, device)
+    split = data.load(args.data, args.split, profile=args.profile, root=args.root)
+    x, y = (part.to(device) for part in split.take(args.n))
+    options = {key: getattr(args, key) for key in ("norm", "budget", "seed")}
+    options |= {"curves": not args.no_curves, "quantised": args.quantised}
+    options |= {"title": f"{args.classifier}, purifier {args.purifier}"}
+    for eps, name in zip(args.eps, names, strict=True):
+        record = args.record and args.record.with_name(f"{args.record.name}-{name}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they stand in the report
+            report = evaluate(model, x, y, eps=eps, record=record, **options)
+        print(f"{report}\n", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,22 +136,23 @@ def _parser() -> argparse.ArgumentParser:
         description="Attack a model in every way at hand, and report what stands.",
     )
     own = "or package.module:function that returns a module"
-    add = parser.add_argument
+    add, positive = parser.add_argument, option(float, exclusive=True)
     add("--classifier", default="mnist-cnn", help=f"shipped weights ({own}); mnist-cnn")
     add("--purifier", default="none", help=f"{', '.join(PURIFIERS)} ({own}); none")
     add("--dae", default="mnist-dae", help="shipped weights; mnist-dae")
-    add("--steps", type=int, help="of an adaptive purifier, instead of its own")
-    add("--step-size", type=float, help="of an adaptive purifier")
+    add("--steps", type=option(minimum=0), help="of an adaptive purifier, instead of its own")
+    add("--step-size", type=positive, help="of an adaptive purifier")
     add("--data", default="mnist", help="mnist, cifar10, ...; mnist")
     add("--split", default="test", choices=data.SPLITS)
     add("--profile", default="quick", choices=["quick", "full"])
     add("--root", type=Path, help="folder of the full data ($APUDAE_DATA)")
-    add("--n", type=int, default=200, help="the first so many images; 200")
-    add("--eps", type=float, nargs="+", required=True, help="one or more radii")
+    add("--n", type=option(), default=200, help="the first so many images; 200")
+    add("--eps", type=positive, nargs="+", required=True, help="one or more radii")
     add("--norm", default="linf", choices=NORMS)
     add("--budget", default="quick", choices=list(BUDGETS))
-    add("--seed", type=int, default=0)
+    add("--seed", type=option(minimum=0, maximum=2**63 - 1), default=0)
     add("--no-curves", action="store_true", help="leave out the curves")
+    add("--quantised", action="store_true", help="score on the 8-bit grid")
     add("--record", type=Path, help="path without ending; -ε.json is added, and resumed if there")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,15 @@ from ..attacks.adaptive import (
 )
 from ..attacks.objective import cross_entropy
 from ..attacks.straight_through import StraightThrough
-from ..core.calling import ask, differentiable, evaluating
+from ..core.arguments import check_count, check_number, checked
+from ..core.calling import ask, called, differentiable, evaluating
 from ..purification.adaptive import Adaptive
 from ..purification.purifier import Defended, Purifier
 from ..purification.surrogates import smooth
 from .cost import Meter
 
 
+@checked
 @dataclass(frozen=True)
 class Budget:
     """How much an attacker may spend.
@@ -61,6 +64,11 @@ class Budget:
     scoring: int = 20
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            for part in value if name == "weights" else ():
+                check_number(part, "weights")
+            if name != "weights":
+                check_count(value, name)
         if not 2 <= self.scoring <= KNOWN_DRAW // 2:
             raise ValueError(f"scoring: expected 2 to {KNOWN_DRAW // 2} draws, got {self.scoring}")
 
@@ -117,7 +125,13 @@ class Attack:
         run = partial(attacks.pgd, view, steps=steps, early_stop=not random, **options)
         return cls("PGD", "white box", run, gradients=steps * draws, everywhere=True)
 
+    def rounded(self) -> Attack:
+        """Its images rounded to 8 bits, none of them left just behind the border."""
+        on = {"early_stop": False} if "early_stop" in inspect.signature(self.run).parameters else {}
+        return replace(self, run=attacks.quantised(partial(self.run, **on)))
 
+
+@checked
 def plan(
     model: nn.Module,
     x: Tensor,
@@ -224,4 +238,5 @@ def seconds_per_pass(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, flo
 
 def _keeps_shape(purifier: nn.Module, x: Tensor) -> bool:
     with torch.random.fork_rng(), torch.enable_grad():
-        return purifier(x).shape == x.shape
+        out = called(purifier, x, "purifier")
+    return isinstance(out, Tensor) and out.shape == x.shape

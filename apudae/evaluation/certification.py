@@ -32,12 +32,15 @@ from ..core.arguments import (
     check_labels,
     check_logits,
     check_number,
+    checked,
+    require,
     warn,
 )
-from ..core.calling import evaluating, logits_of
-from ..core.files import fingerprint, model_fingerprint
+from ..core.calling import bounded, evaluating, logits_of, unwrapped
+from ..core.files import fingerprint, held, model_fingerprint
 from ..core.norms import keyed
-from ..core.record import Record
+from ..core.prints import exact, identity
+from ..core.record import Record, whole_numbers
 from ..core.scores import Accuracy
 from ..purification.purifier import Defended
 
@@ -95,14 +98,19 @@ class Certificates:
         return Accuracy.of(self.certified(y, radius))
 
 
+@checked
 def lower_bound(votes: int, n: int, alpha: float) -> float:
     """Clopper and Pearson's lower bound for a probability, one-sided, at confidence 1 − α."""
     from scipy.stats import binomtest  # takes longer to import than the rest of this room
 
+    check_count(n, "n")
+    check_count(votes, "votes", minimum=0, maximum=n)
+    check_number(alpha, "alpha", exclusive=True, below=1)
     test = binomtest(votes, n, alternative="greater")
     return float(test.proportion_ci(confidence_level=1 - alpha, method="exact").low)
 
 
+@checked
 @torch.no_grad()
 def certify(
     model: nn.Module,
@@ -141,7 +149,7 @@ def certify(
     """
     check_images(x)
     check_number(sigma, "sigma", exclusive=True)
-    for value, name in ((n, "n"), (n0, "n0"), (batch_size, "batch_size")):
+    for value, name in ((n, "n"), (n0, "n0")):
         check_count(value, name)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a probability between 0 and 1, got {alpha!r}")
@@ -151,7 +159,7 @@ def certify(
             f"n: even {n} of {n} votes certify nothing at alpha = {alpha:g}; expected at least "
             f"{least} draws"
         )
-    if not noise_trained and not isinstance(model, Defended):
+    if not noise_trained and not isinstance(unwrapped(model), Defended):
         warn(
             f"model: no denoiser stands before it, and it was not said to be trained on noise. "
             f"Under sigma = {sigma:g} most classifiers read noise, and abstain or err. Put a "
@@ -160,9 +168,10 @@ def certify(
     index = keys_of(x, index)
     check_labels(index, len(x), name="index")
     options = {"sigma": float(sigma), "n": n, "n0": n0, "alpha": alpha, "seed": seed}
-    log = None if record is None else _log(Path(record), model, x, index, options)
-    rows: list[tuple[int, int]] = log.more["votes"] if log else []
-    with evaluating(model):
+    path = None if record is None else Path(f"{str(record).removesuffix('.json')}.json")
+    with held(path, "record"), evaluating(model):
+        log = None if path is None else _log(path, model, x, index, options)
+        rows: list[tuple[int, int]] = log.more["votes"] if log else []
         for k in range(len(rows), len(x)):
             shared = {"seed": seed, "batch_size": batch_size}
             first, counted = votes(model, x[k], int(index[k]), sigma, (n0, n), **shared)
@@ -175,6 +184,7 @@ def certify(
     return Certificates(found[:, 0], found[:, 1], float(sigma), n, alpha)
 
 
+@checked
 def votes(
     model: nn.Module,
     image: Tensor,
@@ -196,6 +206,9 @@ def votes(
         seed: of the noise.
         batch_size: draws per pass, about.
     """
+    check_number(sigma, "sigma", exclusive=True)
+    for count, name in ((key, "key"), *((size, "groups") for size in groups)):
+        check_count(count, name, minimum=0)
     total, read = sum(groups), []
     whole = max(batch_size // BLOCK, 1) * BLOCK
     for start in range(0, total, whole):
@@ -216,6 +229,7 @@ def _normal(n: int, image: Tensor, *keys: int) -> Tensor:
     return torch.randn((n, *image.shape), generator=keyed(*keys, device=image.device), **options)
 
 
+@checked
 class Smoothed(nn.Module):
     """A differentiable stand-in for the smoothed classifier, to be attacked: images -> logits.
 
@@ -241,20 +255,25 @@ class Smoothed(nn.Module):
         numbers = [0] * len(x) if index is None else index.tolist()
         noise = [_normal(self.draws, x[0], self.seed, 1, number, draw) for number in numbers]
         noisy = (x[:, None] + self.sigma * torch.stack(noise)).flatten(0, 1)
-        chances = logits_of(self.model, noisy).log_softmax(1).view(len(x), self.draws, -1)
+        chances = bounded(logits_of(self.model, noisy)).log_softmax(1).view(len(x), self.draws, -1)
         return chances.logsumexp(1) - math.log(self.draws)
 
 
 def _log(path: Path, model: nn.Module, x: Tensor, index: Tensor, options: dict[str, Any]) -> Record:
-    """The record of votes at a path, with or without its ending; gone on with if it is there."""
+    """The record of votes at a path; gone on with if it is there."""
     about = options | {
         "model_sha256": model_fingerprint(model),
         "data_sha256": fingerprint(x),
-        "index_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
+        "index_sha256": hashlib.sha256(index.cpu().numpy().tobytes()).hexdigest(),
+        "data_exact": exact(x),
+        "model": identity(model, x, index),
     }
-    log = Record(path.name.removesuffix(".json"), about, path.parent)
+    log = Record(path.stem, about, path.parent)
+    found = log.more.setdefault("votes", [])
     try:
-        log.more["votes"] = [(int(a), int(b)) for a, b in log.more.get("votes", [])]
-    except (ValueError, TypeError) as error:
-        raise RuntimeError(f"{log.path} is damaged: {error!r}; remove it") from error
+        require(isinstance(found, list) and len(found) <= len(x), f"votes: for {len(x)} images")
+        pairs = [whole_numbers(pair, "votes", 2, ABSTAINED, math.inf) for pair in found]
+        whole_numbers([kept for _, kept in pairs], "votes", len(pairs), 0, options["n"])
+    except ValueError as error:
+        raise RuntimeError(f"{log.path} is damaged: {error}; remove it") from error
     return log

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 # What resource.getrusage tells of the peak can never be begun anew, and would be that of an earlier
 # measurement. Linux takes a 5 in clear_refs as "the peak is what is held now" (man 5 proc).
@@ -38,7 +39,10 @@ class Meter:
         self.mebibytes: float | None = None
 
     def __enter__(self) -> Meter:
-        self._hook = self.model.register_forward_pre_hook(self._count)
+        # Modules in TorchScript take no hooks of their own.
+        scripted, own = isinstance(self.model, torch.jit.ScriptModule), self.model
+        hook = register_module_forward_pre_hook if scripted else own.register_forward_pre_hook
+        self._hook = hook(self._count)
         self._before = self._held(reset=True)
         self._start = time.perf_counter()
         return self
@@ -51,7 +55,7 @@ class Meter:
             self.mebibytes = max(after - self._before, 0) / 2**20
 
     def _count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.images += len(inputs[0])
+        self.images += len(inputs[0]) if module is self.model else 0
 
     def _held(self, *, reset: bool = False) -> int | None:
         """Bytes: on a GPU those of torch, else the whole process's; the peak is begun anew."""
@@ -62,8 +66,8 @@ class Meter:
             return torch.cuda.max_memory_allocated(self.device)
         if reset:
             with suppress(OSError):
-                _REFS.write_text("5")
+                _REFS.write_text("5", encoding="utf-8")
         with suppress(OSError, StopIteration, ValueError):
-            lines = _STATUS.read_text().splitlines()
+            lines = _STATUS.read_text(encoding="utf-8").splitlines()
             return 1024 * int(next(s for s in lines if s.startswith("VmHWM")).split()[1])
         return None

@@ -13,8 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.objective import cross_entropy, margin
-from ..core.calling import ask, differentiable, evaluating, looks_like_probabilities
+from ..core.arguments import checked
+from ..core.calling import (
+    ask,
+    differentiable,
+    evaluating,
+    looks_at_the_batch,
+    looks_like_probabilities,
+    takes_keys,
+)
+from ..core.calling import is_random as is_random
 from ..core.norms import in_ball, steepest
+from ..purification.purifier import Defended, Purifier
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,17 @@ RULES: dict[str, Rule] = {
         "no output is negative and each row sums to 1",
         "a softmax that is sure of itself hardly moves, whatever the loss: attacks get weak",
         "return the values before the softmax",
+    ),
+    "answers depend on the batch": Rule(
+        "the logits of most of the first eight images change by more than a hundredth of their "
+        "spread when each image is asked alone",
+        "what fell in one batch may stand in another, so that the number is one of a batch size",
+        "give batch norm its running statistics; let no image see its neighbours",
+    ),
+    "parts not named": Rule(
+        "a purifier of this package stands inside a module that does more than hand images on",
+        "attacks that need its parts are left out, and the accuracy is likely lower",
+        "hand in Defended(classifier, purifier) itself, all else being part of the classifier",
     ),
     "zero gradients": Rule(
         "for more than half of the images the cross-entropy has no gradient, or one below 1e-12",
@@ -108,26 +129,7 @@ class Finding:
         )
 
 
-def is_random(model: nn.Module, x: Tensor) -> bool:
-    """Whether a module says so, or logits differ from draw to draw by more than rounding.
-
-    20 draws of all images; of large ones, which may take a second each, 2 of all and 20 of the
-    first eight. A model that is random only now and then can pass for one that is not.
-    """
-    if any(getattr(module, "random", False) is True for module in model.modules()):
-        return True  # it says so itself
-    with evaluating(model), torch.no_grad():
-        few = x[: max(8, 2**18 // x[0].numel())]
-        for part, draws in ((x, 2), (few, 20)):
-            index = torch.arange(len(part))
-            first = ask(model, part, index=index)
-            for draw in range(1, draws):
-                again = ask(model, part, draw=draw, index=index)
-                if not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True):
-                    return True
-    return False
-
-
+@checked
 def inspect_model(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: str = "linf", random: bool = False
 ) -> list[Finding]:
@@ -148,6 +150,10 @@ def inspect_model(
         logits, calls = _inner_gradients(model, z)
         if looks_like_probabilities(logits):
             found.append(Finding("probabilities", "every row looks like a distribution"))
+        if (not random or takes_keys(model)) and looks_at_the_batch(model, z):
+            found.append(Finding("answers depend on the batch", "alone they are others"))
+        if hidden := _hidden(model):
+            found.append(Finding("parts not named", hidden))
         slope, zero = _gradient(model, z, y)
         if zero > 0.5:
             found.append(Finding("zero gradients", f"{100 * zero:.0f} % of {len(x)} images"))
@@ -165,6 +171,18 @@ def inspect_model(
         elif seen and ratio is not None:
             found.append(Finding("misleading gradients", seen))
     return found
+
+
+def _hidden(model: nn.Module) -> str:
+    """A purifier that the protocol cannot reach, and what is left out for it; or nothing."""
+    named = isinstance(model, Defended)
+    whole = model.purifier if named else model
+    inner = next((m for m in whole.modules() if isinstance(m, (Defended, Purifier))), None)
+    if inner is None or isinstance(whole, Purifier):
+        return ""
+    lost = "BPDA averaged over the steps, reconstruction-aware attacks and surrogates"
+    lost = lost if named else f"transfer from the classifier, BPDA, {lost}"
+    return f"a {type(inner).__name__} inside a {type(whole).__name__}, so {lost} do not apply"
 
 
 def is_cut(model: nn.Module, x: Tensor, y: Tensor) -> bool:

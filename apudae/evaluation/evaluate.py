@@ -17,18 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.objective import check_attack, keys_of
-from ..attacks.suite import taken
-from ..core.arguments import check_count, check_labels, check_logits, warn
-from ..core.calling import ask, evaluating, takes_keys
-from ..core.files import fingerprint, model_fingerprint
-from ..core.norms import in_ball
+from ..attacks.suite import check_takes, taken
+from ..core.arguments import check_count, check_grid, check_labels, check_logits, checked, warn
+from ..core.calling import ask, evaluating, is_random, takes_keys, unwrapped
+from ..core.files import fingerprint, held, inside, model_fingerprint
+from ..core.norms import in_ball, within_reach
+from ..core.prints import exact, identity, model_print
 from ..purification.purifier import Defended, Purifier
 from .attackers import BUDGETS, Attack, Budget, plan
-from .diagnostics import MASKS, Finding, inspect_model, is_cut, is_random
+from .diagnostics import MASKS, Finding, inspect_model, is_cut
 from .protocol import Evaluation
 from .report import Report
 
 
+@checked
 def evaluate(
     model: nn.Module,
     x: Tensor,
@@ -38,6 +40,8 @@ def evaluate(
     budget: str | Budget = "quick",
     norm: str = "linf",
     attacks: Mapping[str, Callable[..., Tensor]] | None = None,
+    mask: Tensor | None = None,
+    quantised: bool = False,
     random: bool | None = None,
     curves: bool = True,
     seed: int = 0,
@@ -73,6 +77,10 @@ def evaluate(
         budget: ``"quick"``, ``"reference"`` or a :class:`~apudae.evaluation.Budget`.
         norm: ``"linf"`` or ``"l2"``.
         attacks: more attacks by name, of your own, called as in :func:`apudae.attacks.suite`.
+        mask: the pixels that may change, as in :mod:`apudae.attacks`.
+        quantised: round what each attack finds to 8 bits before it is scored, as in
+            :func:`apudae.attacks.quantised`: what counts could lie in a file. The protocol's own
+            attacks go on behind the border then, so that less is lost.
         random: whether the model is; found out if None. False is a promise that is checked.
         curves: draw them too.
         seed: of the attacks.
@@ -81,7 +89,8 @@ def evaluate(
         title: of the model, for tables and figures.
         record: a path without ending, where the report is saved after every attack. If it is
             there already and was made with the same settings, the evaluation goes on from it.
-            (Own attacks are told apart by their names.)
+            An own attack belongs to them with what it keeps and its code, the model also with
+            what it answers.
         progress: print an estimate of the time and show a bar.
 
     Raises:
@@ -92,12 +101,19 @@ def evaluate(
         if budget not in BUDGETS:
             raise ValueError(f"budget: expected {' or '.join(BUDGETS)} or a Budget, got {budget!r}")
         budget = BUDGETS[budget]
-    check_attack(model, x, y, eps, norm, index=index, batch_size=batch_size)
+    bare = unwrapped(model)
+    model = bare if isinstance(bare, Defended) else model  # whose parts are attacked, too
+    shared = {"index": index, "batch_size": batch_size}
+    ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
+    check_takes(attacks or {}, ball)
+    if quantised:
+        check_grid(x)
     if eps == 0:
         raise ValueError("eps: expected a number > 0; without an attack, use accuracy(model, x, y)")
     check_count(len(x), "number of images")
     index = keys_of(x, index)
-    with torch.inference_mode(False), evaluating(model):
+    path = None if record is None else inside(Path(record).parent, Path(record).name, ".json")
+    with held(path, "record"), torch.inference_mode(False), evaluating(model):
         x, y = x.detach().clamp(0, 1), y.clone()  # copies: they may come from inference mode
         limits = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(budget).items()}
         settings = {
@@ -113,6 +129,8 @@ def evaluate(
             "model_sha256": model_fingerprint(model),
             "data_sha256": fingerprint(x),
             "labels_sha256": _sha256(y),
+            "quantised": quantised or None,  # these two are new: None is what old records say
+            "mask": _told(ball.mask),
         }
         first = slice(0, min(len(x), 50, batch_size or 50))
         classes, found = _first_look(model, x[first], y, index[first], eps, norm)
@@ -121,7 +139,9 @@ def evaluate(
                 "random: the model was said not to be, but its logits change when asked"
             )
         settings["random"] = found if random is None else random
-        run = Evaluation(model, x, y, index, settings, budget, record, batch_size)
+        settings["data_exact"], settings["model"] = exact(x), identity(model, x, index)
+        settings["own_attacks_sha256"] = model_print(dict(attacks or {}))
+        run = Evaluation(model, x, y, index, settings, budget, record, batch_size, ball.mask)
         if not run.report.complete:
             _go(run, first, classes, attacks or {}, progress)
     for finding in run.report.findings:
@@ -131,6 +151,11 @@ def evaluate(
 
 def _sha256(numbers: Tensor) -> str:
     return hashlib.sha256(numbers.cpu().numpy().tobytes()).hexdigest()
+
+
+def _told(mask: Tensor | None) -> dict[str, Any] | None:
+    share = None if mask is None else mask.double().mean().item()
+    return share and {"sha256": _sha256(mask), "share": share}
 
 
 def _go(
@@ -202,7 +227,9 @@ def _points(run: Evaluation, options: dict[str, Any]) -> list[tuple[str, float, 
     def pgd(radius: float, **changes: int) -> Attack:
         return Attack.pgd(run.model, budget, random, options | {"eps": radius}, **changes)
 
-    radii = sorted({eps / 4, eps / 2, eps, 2 * eps, max(grey, 2 * eps)})
+    grey = 0 if run.ball.mask is not None else grey  # what the mask keeps stays what it was
+    twice = max(within_reach(2 * eps, norm, run.x), eps)
+    radii = sorted({eps / 4, eps / 2, eps, twice, max(grey, twice)})
     steps = [count for count in (5, 10, 20, 50, 100, 200) if count <= budget.pgd]
     draws = [count for count in (1, 5, 20) if count <= budget.draws and random]
     return [

@@ -19,7 +19,8 @@ from ..attacks.objective import check_inside
 from ..attacks.suite import taken
 from ..core.arguments import check_logits
 from ..core.calling import ask, evaluating
-from ..core.record import differences
+from ..core.norms import Ball
+from ..core.prints import differences
 from ..core.scores import Accuracy, outcomes, paired_difference
 from ..purification.purifier import Defended
 from .attackers import Attack, Budget, seconds_per_pass
@@ -40,6 +41,7 @@ class Evaluation:
         budget: of the attacks.
         record: where the report is saved after every attack, without ending, or None.
         batch_size: images per pass.
+        mask: of the pixels that may change, bool ``[N, C, H, W]``, or None.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Evaluation:
         budget: Budget,
         record: str | Path | None,
         batch_size: int | None,
+        mask: Tensor | None = None,
     ) -> None:
         self.model, self.x, self.y, self.index = model, x, y, index
+        self.ball = Ball(x, settings["eps"], settings["norm"], mask)
         self.budget, self.batch_size, self.size = budget, batch_size, batch_size or 250
         self.record = None if record is None else Path(record)
         draws = budget.scoring if settings["random"] else 1
@@ -67,6 +71,7 @@ class Evaluation:
                     f"record: {self.record}.json was made with another {', '.join(differ)}; "
                     "move it or name another"
                 )
+            old.settings = old.settings if old.complete else settings  # which may tell more
             if old.images is not None or old.complete:
                 self.report = old
                 self.report.images = None if old.images is None else old.images.to(x.device)
@@ -77,6 +82,9 @@ class Evaluation:
         """All attacks and points of curves that are left, and what their results call for."""
         report, names = self.report, {row.name for row in self.report.rows}
         planned = [attack for attack in planned if attack.name not in names]
+        if report.settings.get("quantised"):
+            planned = [attack.rounded() for attack in planned]
+            points = [(curve, value, attack.rounded()) for curve, value, attack in points]
         if progress:
             gradient, forward = seconds_per_pass(self.model, self.x, self.y)
             jobs = [(a, report.n) for a in planned] + [(a, self.few) for _, _, a in points]
@@ -112,10 +120,10 @@ class Evaluation:
         if len(place):
             counted = self.model.classifier if isinstance(self.model, Defended) else self.model
             with Meter(counted, self.x.device) as cost:
-                named = taken(attack.run, {"index": self.index[place]})
-                images = attack.run(self.x[place], self.y[place], **named).detach()
-            s = self.report.settings
-            check_inside(images, self.x[place], s["eps"], s["norm"], attack.name)
+                inside = self.ball[place]
+                named = taken(attack.run, {"index": self.index[place], "mask": inside.mask})
+                images = attack.run(inside.x, self.y[place], **named)
+            images = check_inside(images, inside, attack.name)
             row.calls, row.seconds = cost.images / len(place), cost.seconds
             row.mebibytes = cost.mebibytes
             if attack.kind == "ablation":
@@ -132,7 +140,9 @@ class Evaluation:
             return
         self.bar.set_postfix_str(f"{attack.name}, {curve} = {value:g}")
         part = torch.arange(self.few)
-        images = attack.run(self.x[part], self.y[part], index=self.index[part])
+        inside = self.ball[part]
+        keyed = {"index": self.index[part], "mask": inside.mask}
+        images = attack.run(inside.x, self.y[part], **keyed)
         done[str(value)] = self._misread(images, part).tolist()
         self._keep()
         self.bar.update()
@@ -141,7 +151,10 @@ class Evaluation:
         """Which images the classifier misreads without its defense, clean and under PGD."""
         options = {key: self.report.settings[key] for key in ("eps", "norm", "seed")}
         options |= {"index": self.index, "batch_size": self.batch_size, "steps": self.budget.pgd}
-        hit = attacks.pgd(classifier, self.x, self.y, early_stop=True, **options)
+        rounded = bool(self.report.settings.get("quantised"))
+        pgd = attacks.quantised(attacks.pgd) if rounded else attacks.pgd
+        options |= {"early_stop": not rounded, "mask": self.ball.mask}
+        hit = pgd(classifier, self.x, self.y, **options)
         return {
             k: (~outcomes(classifier, z, self.y, batch_size=self.size)).int().tolist()
             for k, z in {"clean": self.x, "PGD": hit}.items()
@@ -197,7 +210,7 @@ def judge(report: Report) -> list[Finding]:
         seen = f"PGD with {most:g} steps leaves more than with {', '.join(weaker)}"
         found.append(Finding("more steps are weaker", seen))
     radii = report.points("ε")
-    if radii:
+    if radii and not report.settings.get("mask"):
         left = Accuracy.of(radii[max(radii)])
         if left.percent > 10:
             found.append(Finding("does not fall", f"at ε = {max(radii):g} {left} stand"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .. import plots
 from ..core import record as records
-from ..core.files import write_aside
+from ..core.arguments import check_count, check_number, require
+from ..core.files import sweep_weights, verify, weights_file, write_aside
 from ..core.scores import Accuracy, Difference, paired_difference
-from .diagnostics import Finding
+from .diagnostics import RULES, Finding
 
 
 @dataclass
@@ -138,8 +139,8 @@ class Report:
 
     def minus(self, other: Report) -> Difference:
         """How many points this model is better than another on the same images, worst cases."""
-        for key in ("data_sha256", "labels_sha256", "eps", "norm"):
-            if self.settings[key] != other.settings[key]:
+        for key in ("data_sha256", "labels_sha256", "eps", "norm", "mask", "quantised"):
+            if self.settings.get(key) != other.settings.get(key):
                 raise ValueError(
                     "other: expected a report on the same images, under the same attack"
                 )
@@ -175,9 +176,13 @@ class Report:
 
     def summary(self) -> str:
         """The result in a few lines, with n, budget and intervals."""
-        s = self.settings
+        s, how = self.settings, ""
+        if mask := s.get("mask"):
+            how += f", {100 * mask['share']:.3g} % of the pixels may change"
+        how += ", scored on the 8-bit grid" if s.get("quantised") else ""
+        ball = f"{s['norm']} ε = {s['eps']:.4g}{how}"
         lines = [
-            f"{s['title']}: {s['norm']} ε = {s['eps']:.4g}, {s['budget']} budget, n = {self.n}",
+            f"{s['title']}: {ball}, {s['budget']} budget, n = {self.n}",
             f"clean {self.clean}",
             f"worst case over {len(self.rows)} inputs and attacks {self.worst}",
         ]
@@ -228,11 +233,10 @@ class Report:
         if self.images is not None:
             whole = save({"images": self.images.cpu().contiguous()})
             record["images_sha256"] = hashlib.sha256(whole).hexdigest()
-            write_aside(folder / _images_file(name, record), whole)
+            write_aside(_images_file(name, folder, record), whole)
         path = records.save(name, record, folder, device=device)
-        for old in folder.glob(f"{glob.escape(name)}-*.safetensors"):
-            if self.images is not None and old.name != _images_file(name, record):
-                old.unlink()
+        if self.images is not None:
+            sweep_weights(folder, name, [_images_file(name, folder, record).name])
         return path
 
     @classmethod
@@ -241,24 +245,71 @@ class Report:
 
         Raises:
             ValueError: there is none of that name, or of another schema.
-            RuntimeError: it is damaged.
+            RuntimeError: it, or the file of its images, is damaged; the file is named.
         """
         record = records.load(name, folder)
-        return cls.from_dict(record, folder / _images_file(name, record))
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any], images: Path | None = None) -> Report:
-        """From :meth:`to_dict`."""
-        known = {k: v for k, v in record.items() if k in cls.__dataclass_fields__}
-        known["rows"] = [Row(**row) for row in record["rows"]]
-        known["findings"] = [Finding(**finding) for finding in record["findings"]]
-        report = cls(**known)
-        if images is not None and images.is_file():
-            found = hashlib.sha256(images.read_bytes()).hexdigest()
-            if found == record.get("images_sha256"):  # else the writer was killed in between
-                report.images = load_file(images)["images"]
+        try:
+            report = cls.from_dict(record)
+        except ValueError as error:
+            raise RuntimeError(f"{folder / name}.json is damaged: {error}") from error
+        images = _images_file(name, folder, record)
+        if images.is_file():
+            verify(images, record["images_sha256"])
+            report.images = load_file(images)["images"]
         return report
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Report:
+        """From :meth:`to_dict`, without the images.
 
-def _images_file(name: str, record: Mapping[str, Any]) -> str:
-    return f"{name}-{record.get('images_sha256', '')[:8]}.safetensors"
+        Raises:
+            ValueError: something in it cannot be; it is named.
+        """
+        try:
+            known = {k: v for k, v in record.items() if k in cls.__dataclass_fields__}
+            known["rows"] = [Row(**row) for row in record["rows"]]
+            known["findings"] = [Finding(**finding) for finding in record["findings"]]
+            report = cls(**known)
+            report._check()
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"no report: {error!r}") from error
+        return report
+
+    def _check(self) -> None:
+        """Raise ``ValueError`` unless what is here can be: kinds, lengths, ranges."""
+        n = check_count(self.n, "n")
+        draws, s = check_count(self.draws, "draws"), self.settings
+        for value, kind, name in (
+            *((s[name], str, name) for name in ("title", "norm", "budget")),
+            *((part, dict, "settings") for part in (s, s["options"], self.alone, self.curves)),
+            *((finding.name, str, "findings") for finding in self.findings),
+            (self.complete, bool, "complete"),
+        ):
+            require(isinstance(value, kind), f"{name}: expected a {kind.__name__}, got {value!r}")
+        check_number(s["eps"], "eps", exclusive=True)
+        require(draws in (1, s["options"].get("scoring", draws)), f"draws: they cannot be {draws}")
+        fresh = draws > 1 and self.complete
+        require(not fresh or self.rescored != [], "rescored: it is missing")
+        names = [row.name for row in self.rows]
+        require(len(set(names)) == len(names), "rows: one comes twice")
+        require(bool(names) or not self.complete, "rows: there are none")
+        unknown = {finding.name for finding in self.findings} - RULES.keys()
+        require(not unknown, f"findings: there is no {', '.join(sorted(unknown))}")
+        several: dict[str, tuple[Any, int, int]] = {
+            **{f"misread, {row.name}": (row.misread, -1, draws) for row in self.rows},
+            **{f"alone, {name}": (counts, 0, 1) for name, counts in self.alone.items()},
+            **({"rescored": (self.rescored, 0, draws)} if self.rescored != [] else {}),
+        }
+        for name, (counts, low, high) in several.items():
+            records.whole_numbers(counts, name, n, low, high)
+        for row in self.rows:
+            records.whole_numbers(row.fixed, f"fixed, {row.name}", len(row.fixed), 0, 1)
+        for curve, points in self.curves.items():
+            for value, counts in points.items():
+                name = f"{curve} = {value}"
+                require(math.isfinite(float(value)) and len(counts) <= n, f"{name}: not a point")
+                records.whole_numbers(counts, name, len(counts), 0, draws)
+
+
+def _images_file(name: str, folder: Path, record: Mapping[str, Any]) -> Path:
+    return folder / weights_file(name, record.get("images_sha256", ""))

@@ -9,8 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..core.arguments import parsed, told
 from .colours import CLASSIFIERS, SETS
-from .commands import COMMANDS, PROGRAM, status
+from .commands import COMMANDS, PROGRAM, UNREADABLE, begin, status
 from .place import Place
 
 
@@ -43,16 +44,26 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    args = parser().parse_args(argv)
+    args = parsed(parser(), argv)
+    if end := told(lambda: _run(args)):
+        sys.exit(end)
+
+
+def _run(args: argparse.Namespace) -> None:
     place = Place(args.root, args.weights, args.results, args.work)
-    if args.name == "status":
-        for kind, name, state in status(place):
-            print(f"{kind:12}{name:30}{state}")
+    command, default = COMMANDS.get(args.name), parser().get_default
+    for name in ("profile", "only", "data", "folder", "classifier"):
+        if getattr(args, name) != default(name) and not (command and name in command.reads):
+            raise ValueError(f"--{name}: does nothing with {args.name}")
+    if command:
+        begin(command, place, args.profile)
+        command.run(place, args)
         return
-    try:
-        COMMANDS[args.name].run(place, args)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    states = status(place)
+    for kind, name, state in states:
+        print(f"{kind:12}{name:30}{state}")
+    if wrong := dict.fromkeys(state for *_, state in states if state.startswith(UNREADABLE)):
+        raise RuntimeError("; ".join(wrong))
 
 
 if __name__ == "__main__":

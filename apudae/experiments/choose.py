@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import attacks, data
 from ..core import scores
 from ..core.calling import ask
+from ..core.prints import data_print
 from ..core.record import Record, Row, counted, unpack
 from .place import Options, Place
 
@@ -92,7 +93,7 @@ class Choice:
         net = self.classifier(place)
         about = {
             "attack": {"name": "pgd", "steps": self.steps, "seed": 0},
-            "data": {"split": "validation", "n": len(x), "sha256": data.fingerprint(x)},
+            "data": {"split": "validation"} | data_print(x, y),
             "eps": self.epsilons,
             "outcomes": "per eps, in the order of the split: record.unpack(text, n)",
         }
@@ -102,10 +103,18 @@ class Choice:
         record = Record(self.record, about, place.results, keys=keys, device=place.device)
         if "chosen" in record.more:
             return
+        record.of({"classifier": net}, x)
         shared = cache(lambda: (attacked(net, x, y, self.epsilons, self.steps), y))
         for trial in self.trials(record, data.Split(x, y), place):
             key = tuple(getattr(trial, k) for k in keys)
-            record.measure(key, partial(self._row, trial, shared))
+            row = record.measure(key, partial(self._row, trial, shared))
+            if differ := [
+                name for name, value in trial.more.items() if row.get(name, value) != value
+            ]:
+                raise ValueError(
+                    f"{record.path}: the row {list(key)} was made with another "
+                    f"{', '.join(differ)}; move it, or take the weights that belong to it"
+                )
 
     def _row(self, trial: Trial, shared: Callable[[], Asked]) -> Row:
         model = trial.make()

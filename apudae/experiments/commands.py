@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from ..core.arguments import check_writable
 from ..core.record import maker, outdated
 from . import colours, digit_choices, digits, plans, recipes
 from .choose import Choice
@@ -21,6 +23,7 @@ from .place import Place
 from .verdicts import Certified, Ladder, Verdict
 
 PROGRAM = "python -m apudae.experiments"
+UNREADABLE = "cannot be read: "
 Recorded = Choice | Verdict | Ladder | Certified | Study
 Run = Callable[[Place, Namespace], object]
 
@@ -44,6 +47,13 @@ class Command:
     rows: tuple[Recorded, ...] = ()
     gpu: bool = False
     either: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Options of the command line that change what it does."""
+        compares = ("profile", "only") if any(isinstance(r, Study) for r in self.rows) else ()
+        photographs = ("folder", "classifier") if "imagenet-dae" in self.weights else ()
+        return (*compares, *photographs, *(["data"] if self.either else []))
 
 
 def after(networks: Mapping[str, recipes.Recipe], run: Run, **options: Any) -> Run:
@@ -187,38 +197,65 @@ COMMANDS = {
 }
 
 
+def begin(command: Command, place: Place, profile: str) -> None:
+    """Raise ``ValueError`` if what a command still has to make could not be stored."""
+    rows = [row for row in command.rows if profile in _records(row).values()]
+    folders = [] if place.has(*command.weights) else ["weights", "work"]
+    folders += ["results", "work"] if any(_left(row, place, profile) for row in rows) else []
+    for name in folders:
+        check_writable(getattr(place, name), name)
+
+
 def status(place: Place) -> list[tuple[str, str, str]]:
     """What there is and what is missing: kind, name, and state or the command to run."""
-    found, images = [], colours.chosen_set(place)
+    found: list[tuple[str, str, str]] = []
+    images = colours.SETS[0]
+
+    def add(kind: str, name: str, look: Callable[[], str]) -> None:
+        try:
+            found.append((kind, name, look()))
+        except (RuntimeError, ValueError) as error:
+            found.append((kind, name, f"{UNREADABLE}{error}"))
+
+    with suppress(RuntimeError, ValueError):  # shown where that record stands
+        images = colours.chosen_set(place)
     for name, command in COMMANDS.items():
         run = f"{PROGRAM} {name}"
         if command.either and images != colours.SETS[0]:
             run += f" --data {images}"
         here = f"{run}, on a GPU" if command.gpu else run
         for net in command.weights:
-            found.append(("weights", net, "there" if place.has(net) else f"missing: {here}"))
+            add("weights", net, partial(_weights, place, net, here))
         for row in command.rows:
-            for record, left, profile in _records(row, place):
-                state = _state(place, record, left, here)
-                if left and profile == "quick":
-                    state = f"not made: {run} --profile quick; a small one of your own"
-                found.append(("record", record, state))
+            for record, profile in _records(row).items():
+                add("record", record, partial(_state, place, row, record, profile, run, here))
     return found
 
 
-def _records(row: Recorded, place: Place) -> list[tuple[str, list, str]]:
-    """Of a table: each one's name, what it lacks, and its profile."""
+def _weights(place: Place, name: str, run: str) -> str:
+    return "there" if place.has(name) else f"missing: {run}"
+
+
+def _records(row: Recorded) -> dict[str, str]:
+    """Names of a table's records, and the profile of each."""
     if isinstance(row, Study):
-        return [(row.record(k), row.missing(place, k), k) for k in row.profiles]
-    return [(row.record, row.missing(place), "full")]
+        return {row.record(k): k for k in row.profiles}
+    return {row.record: "full"}
 
 
-def _state(place: Place, record: str, left: list, run: str) -> str:
+def _left(row: Recorded, place: Place, profile: str) -> list:
+    """What a record lacks."""
+    return row.missing(place, profile) if isinstance(row, Study) else row.missing(place)
+
+
+def _state(place: Place, row: Recorded, record: str, profile: str, run: str, full: str) -> str:
     """What made a record, or what it lacks and the command that goes on with it."""
-    made = place.record(record).get("made")
+    made, left = place.record(record).get("made"), _left(row, place, profile)
     if not left:
         older = ", older: others may come out now" if outdated(made) else ""
         return f"there, {made['device']}, by version {maker(made)}{older}"
+    if profile == "quick":
+        return f"not made: {run} --profile quick; a small one of your own"
     rows = [key[0] for key in left if isinstance(key, tuple)]
     few = f" ({len(rows)} rows to go: {', '.join(dict.fromkeys(rows))})" if rows and made else ""
-    return f"{'begun; goes on with' if made else 'missing:'} {run}{few}"
+    return f"{'begun; goes on with' if made else 'missing:'} {full}{few}"

@@ -8,6 +8,7 @@ stopped is of use.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,8 @@ from .. import attacks, data
 from ..core import scores
 from ..core.arguments import AttackWarning, require
 from ..core.calling import differentiable
-from ..core.files import model_fingerprint
+from ..core.files import model_fingerprint, sweep_weights
+from ..core.prints import data_print, identity
 from ..core.record import Record, Row, counted, outdated, pack, unpack
 from ..evaluation import Budget, evaluate
 from ..evaluation.cost import Meter
@@ -190,6 +192,7 @@ class Comparison:
         self.study, self.place, sizes = study, place, study.profiles[profile]
         self.models = {k: m for k, m in study.build(place).items() if not only or k in only}
         self.sha256 = {k: model_fingerprint(model)[:16] for k, model in self.models.items()}
+        self.identity = cache(lambda name: identity(self.models[name], self.x))
         self.x, self.y = place.here(study.images(place, sizes.data).take(sizes.weak))
         self.profile = sizes.within(len(self.x))
         self.weak: dict[str, Callable[..., Tensor]] = {  # in the order of their rows
@@ -202,13 +205,14 @@ class Comparison:
             "of the defense, and in the worst case over attacks that do",
             "profile": asdict(self.profile),
             "weak": study.about_attacks | {CW: study.cw, "seed": 0},
-            "data": study.about_data | {"n": len(self.x), "sha256": data.fingerprint(self.x)},
+            "data": study.about_data | data_print(self.x, self.y),
             "outcomes": "in the order of the split: record.unpack(text, n); of the protocol on a "
             "random model how many of the fresh draws were misread, per image",
         }
         self.record = Record(
             study.record(profile), about, place.results, keys=KEYS, device=place.device
         )
+        self.record.of(self.models, self.x)
 
     def run(self) -> None:
         """Fill in what is missing, the cheap first, and store after every row."""
@@ -237,9 +241,8 @@ class Comparison:
         """Make rows; what a finished one has left goes, its strongest images too."""
         for key in keys:
             self.record.measure(key, partial(make, *key))
-            file, work = self._file(*key), self.place.work
-            for path in (*work.glob(f"{file}.json"), *work.glob(f"{file}-*")):
-                path.unlink()
+            (self.place.work / f"{self._file(*key)}.json").unlink(missing_ok=True)
+            sweep_weights(self.place.work, self._file(*key), ())
 
     def _price(self, key: tuple[str, str, float]) -> tuple[float, int]:
         """Of the protocol, for the order: what the clean images have taken, for as many."""
@@ -251,11 +254,12 @@ class Comparison:
         """One weak attack, on the classifier that stands behind the defense, piece by piece."""
         model, n = self.models[name], self.profile.n(name, attack)
         classifier = model.classifier if isinstance(model, Defended) else model
-        about = self.record.about | {"row": [name, attack, eps], "model": self.sha256[name]}
+        about = self.record.about | {"row": [name, attack, eps], "model": self.identity(name)}
         so_far = Record(self._file(name, attack, eps), about, self.place.work, anew=True)
         done = so_far.more.get("done", 0)
         right = unpack(so_far.more.get("right", ""), done)
         moved = torch.tensor(so_far.more.get("moved", []))
+        require(len(moved) == done <= n, f"{so_far.path} is damaged: remove it")
         for start in range(done, n, PIECE):
             stop = min(start + PIECE, n)
             found, x, y = attacked(classifier, start, stop), self.x[start:stop], self.y[start:stop]
@@ -315,4 +319,4 @@ class Comparison:
     def _file(self, name: str, attack: str, eps: float) -> str:
         """Name of what a row that was stopped leaves."""
         place = list(self.study.defenses).index(name)
-        return f"{self.record.name}_{place}_{attack.replace('&', '')}_{eps:g}"
+        return re.sub(r"[^\w.-]", "", f"{self.record.name}_{place}_{attack}_{eps:g}")

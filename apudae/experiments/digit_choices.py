@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import attacks, data, models
 from ..core.files import model_fingerprint
+from ..core.prints import data_print
 from ..core.record import Record, Row
 from ..purification import PRESETS, Adaptive, Calibration, Defended, Direct, calibrate
 from . import defenses, recipes
@@ -200,13 +201,13 @@ def passes(name: str, options: Options) -> int:
 
 
 def _two_splits(place: Place) -> Row:
-    x = test(place).images[:TESTED]
+    few = test(place).take(TESTED)
     return {
         "what": "which digits are read correctly under PGD on the classifier alone",
         "attack": SELECTION.about(place)["attack"]
         | {"steps": {"validation": 50, "test": TEST_STEPS}},
         "weights_sha256": {name: place.sha256(name) for name in (CLASSIFIER, DAE)},
-        "data": {"test": {"n": len(x), "sha256": data.fingerprint(x)}},
+        "data": {"test": data_print(*few)},
     }
 
 

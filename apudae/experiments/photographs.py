@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import data, models
 from ..core.arguments import require
+from ..data.sets import user_path
 
 FOLDER = "imagenet_sample"  # below the root of the data
 SIZE, CROP = 224, 64  # of the images, and of the squares that a DAE is trained on
@@ -28,7 +29,7 @@ def find(folder: Path | None, root: Path | None) -> data.Listing:
         raise FileNotFoundError(
             "ImageNet: name a folder of photographs with --folder, one folder for each class"
         )
-    return data.list_imagenet(folder or Path(given).expanduser() / FOLDER)
+    return data.list_imagenet(folder or user_path(given) / FOLDER)
 
 
 def keys(listing: data.Listing) -> list[str]:

@@ -6,7 +6,6 @@ it, and the defenses at the settings that were chosen.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from .. import data, purification
-from ..core.files import model_fingerprint
+from ..core.files import locked, model_fingerprint, write_aside
 from ..core.record import Record, Row
 from . import defenses, recipes
 from .choose import Choice, Trial, best, gains, score
@@ -220,5 +219,7 @@ def take_along(choice: Choice, plan: Plan, place: Place) -> None:
     if place.record(choice.record) or not shipped or not place.has(plan.dae):
         return
     if place.sha256(plan.dae) == shipped["dae_sha256"]:
-        place.results.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Place().results / f"{choice.record}.json", place.results)
+        copy = place.results / f"{choice.record}.json"
+        with locked(copy):
+            if not copy.is_file():
+                write_aside(copy, (Place().results / copy.name).read_bytes())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 
 from .. import attacks, data, models, training
 from ..core import record, scores
+from ..core.files import locked, sha256_of, sweep
+from ..core.prints import data_print
 from .place import Options, Place
 
 Given = Callable[
@@ -121,30 +124,48 @@ def train(
     place.work.mkdir(parents=True, exist_ok=True)
     net = models.build(recipe.architecture, **recipe.model).to(place.device)
     classifier = place.model(recipe.defended) if recipe.defended else nn.Identity()
-    stages = {place.work / f"{name}.pt": recipe}
-    if recipe.warm_up is not None:
-        stages = {place.work / f"{name}.warm-up.pt": recipe.warm_up} | stages
+    before, last = _states(name, place)
+    stages = {last: recipe}
+    if recipe.warm_up is not None and not last.is_file():
+        stages = {before: recipe.warm_up} | stages
     for path, stage in stages.items():
         options = stage.options | changes | {"checkpoint": path, "progress": progress}
         recipe.fit(net, *images, task=stage.task(classifier), **options)
     about = {
         "training": recipe.options | changes,
         "made": record.provenance(place.device),
-        "data": {"n": len(images.images), "sha256": data.fingerprint(images.images)},
+        "data": data_print(*images),
     }
     if recipe.defended:
         about["classifier_sha256"] = place.sha256(recipe.defended)
-    how = {"architecture": recipe.architecture, "options": recipe.model, "folder": folder}
-    models.save(name, net, about=about, **how)
-    stored = models.load(name, folder, device=place.device)
+    if last.is_file():  # whoever finds it beside these weights knows that it is done with
+        about["state_sha256"] = sha256_of(last)
+    how = {"architecture": recipe.architecture, "options": recipe.model}
     if test is not None:
-        found = scores.accuracy(stored, *test(place))
+        rounded = models.build(recipe.architecture, **recipe.model)  # as it will be stored
+        parts = net.state_dict().items()
+        rounded.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in parts})
+        rounded = rounded.eval().requires_grad_(False).to(place.device)
+        found = scores.accuracy(rounded, *test(place))
         about["measured"] = {"split": "test", "n": found.n, "correct": found.correct}
-        models.save(name, net, about=about, **how)
         print(name, found, flush=True)
-    for path in stages:
-        path.unlink(missing_ok=True)
-    return stored
+    models.save(name, net, about=about, folder=folder, **how)
+    _clear(name, folder, place)
+    return models.load(name, folder, device=place.device)
+
+
+def _states(name: str, place: Place) -> tuple[Path, Path]:
+    """Files of a training that is under way: of its warm-up, and of itself."""
+    return place.work / f"{name}.warm-up.pt", place.work / f"{name}.pt"
+
+
+def _clear(name: str, folder: Path, place: Place) -> None:
+    """Remove what a training has left whose weights are stored; another one's stays."""
+    before, last = _states(name, place)
+    done = models.about(name, folder).get("state_sha256")
+    if last.is_file() and sha256_of(last) == done:
+        before.unlink(missing_ok=True)  # the last one last: it says whose they are
+        last.unlink(missing_ok=True)
 
 
 def train_missing(
@@ -152,23 +173,40 @@ def train_missing(
 ) -> None:
     """Train, in their order, the networks whose weights are not there.
 
+    One that another process trains is waited for.
+
     Args:
         recipes: by the name of the weights.
         images: loads what is trained on; called only if something is missing.
         place: see :func:`train`.
         options: of :func:`train`.
     """
-    missing = [name for name in recipes if not place.has(name)]
-    split = images() if missing else None
-    for name in missing:
-        train(name, recipes[name], split, place, **options)
+    split = None
+    for name, recipe in recipes.items():
+        with alone(name, place.weights, place):
+            if not place.has(name):
+                split = split or images()
+                train(name, recipe, split, place, **options)
 
 
 def tried(name: str, recipe: Recipe, images: Callable[[], data.Split], place: Place) -> nn.Module:
     """A network that is only tried: its weights stay where unfinished work waits."""
-    if name in models.names(place.tried):
-        return models.load(name, place.tried, device=place.device)
-    return train(name, recipe, images(), place, folder=place.tried)
+    with alone(name, place.tried, place):
+        if name in models.names(place.tried):
+            return models.load(name, place.tried, device=place.device)
+        return train(name, recipe, images(), place, folder=place.tried)
+
+
+@contextmanager
+def alone(name: str, folder: Path, place: Place) -> Iterator[None]:
+    """Wait until nobody else trains these weights; what is left of a finished training goes."""
+    sweep(folder)
+    if name in models.names(folder):
+        _clear(name, folder, place)
+        yield
+        return
+    with locked(folder / name, wait=-1):
+        yield
 
 
 def keep(tried_name: str, name: str, place: Place) -> None:

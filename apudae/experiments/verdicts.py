@@ -16,6 +16,7 @@ from .. import attacks, data
 from ..core import scores
 from ..core.arguments import AttackWarning
 from ..core.files import model_fingerprint
+from ..core.prints import data_print
 from ..core.record import Record, Row, counted, unpack
 from ..evaluation import Budget, Certificates, Report, Smoothed, certify, evaluate, votes
 from ..purification import Adaptive, Defended, Direct, smooth
@@ -147,11 +148,12 @@ class Ladder:
             "attack": f"APGD-{self.steps} on the cross-entropy, 'PGD' rows PGD-{self.steps}; "
             f"Square with {self.queries} queries; seed 0, L∞; an image is left alone once the "
             "whole defense misreads it, except where the attack sees the classifier alone",
-            "data": {"split": "validation", "n": len(x), "sha256": data.fingerprint(x)},
+            "data": {"split": "validation"} | data_print(x, y),
             "models_sha256": {name: model_fingerprint(model) for name, model in models.items()},
             "outcomes": "in the order of the split: record.unpack(text, n)",
         }
         record = Record(self.record, about, place.results, keys=_RUNG, device=place.device)
+        record.of(models, x)
         for eps, (name, model) in product(self.epsilons, models.items()):
             jobs = {
                 rung: partial(attacks.apgd, view, steps=self.steps, early_stop=rung != _ALONE)
@@ -275,27 +277,28 @@ class Certified:
             (kind, sigma): self.base(kind, sigma, place)
             for sigma, kind in product(self.sigmas, self.kinds)
         }
+        named = {f"{kind}, {sigma:g}": model for (kind, sigma), model in models.items()}
         about = {
             "what": f"votes under Gaussian noise for the first official test {self.what}, and "
             "which of them the smoothed classifier still reads rightly under an attack in L2",
             "options": options,
             "attack": {"name": "pgd", "norm": "l2", "steps": self.steps, "draws": self.per_gradient}
             | {"judges": self.judges, "seed": 0},
-            "data": self.about_data | {"split": "test", "n": len(x), "sha256": data.fingerprint(x)},
+            "data": self.about_data | {"split": "test"} | data_print(x, y),
             "labels": "".join(map(str, y.tolist())),
-            "models_sha256": {
-                f"{kind}, {sigma:g}": model_fingerprint(model)
-                for (kind, sigma), model in models.items()
-            },
+            "models_sha256": {name: model_fingerprint(model) for name, model in named.items()},
         }
         record = Record(self.record, about, place.results, keys=_CERTIFICATE, device=place.device)
+        record.of(named, x)
         for kind, sigma, radius in self.wanted():
             model = models[kind, sigma]
             row = partial(self._attack, model, *few, sigma, radius)
+            path = place.work / f"{self.record}_{kind}_{sigma:g}.json"
             if not radius:
-                path = place.work / f"{self.record}_{kind}_{sigma:g}"
                 row = partial(_certify, model, x, sigma=sigma, record=path, **options)
             record.measure((kind, sigma, radius), row)
+            if not radius:  # its votes are stored in the row
+                path.unlink(missing_ok=True)
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, sigma: float, radius: float) -> Row:
         """PGD on the stand-in; then a vote of fresh draws, which the attack has not seen."""
@@ -314,7 +317,6 @@ def _certify(model: nn.Module, x: Tensor, *, record: Any, **options: Any) -> Row
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # without a denoiser: that is the question
         found = certify(model, x, record=record, **options)
-    record.with_name(f"{record.name}.json").unlink()
     return {"predictions": found.predictions.tolist(), "votes": found.votes.tolist()}
 
 

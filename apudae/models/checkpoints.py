@@ -11,20 +11,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..core.arguments import require
-from ..core.files import read_json, verify, write_aside
+from ..core.arguments import check_count, check_name, require
+from ..core.files import (
+    locked,
+    read_json,
+    require_whole,
+    sweep,
+    sweep_weights,
+    verify,
+    weights_file,
+    write_aside,
+    write_json,
+)
 from .networks import MODELS, build
 
 WEIGHTS = Path(__file__).parent / "weights"
+MANIFEST = "manifest.json"
 
 
 def names(folder: str | Path = WEIGHTS) -> list[str]:
@@ -52,13 +65,20 @@ def load(
         ValueError: unknown name (the known ones are listed), or weights that do not fit the
             architecture (the first differing entry is named).
         FileNotFoundError: the manifest names a file that is not there.
-        RuntimeError: the file's SHA-256 differs; the message names the file and both sums.
+        RuntimeError: the file's SHA-256 differs (both are told), it holds NaN or infinity, or the
+            manifest is damaged; the message names the file.
     """
     entry = about(name, folder)
     path = Path(folder) / entry["file"]
     verify(path, entry["sha256"])
-    model = build(entry["architecture"], **entry["options"])
-    weights = load_file(path)
+    try:
+        model = build(entry["architecture"], **entry["options"])
+    except ValueError as error:
+        raise RuntimeError(f"{Path(folder) / MANIFEST} is damaged: {name}: {error}") from error
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise RuntimeError(f"{path} is damaged: {error}") from error
     check_fits(model.state_dict(), weights, path, entry["architecture"])
     model.load_state_dict(weights)  # copies, and so widens float16 to the model's float32
     return model.eval().requires_grad_(False).to(device)
@@ -77,58 +97,105 @@ def save(
     """Write a model's weights and its entry in the manifest.
 
     Whenever it is interrupted, the manifest names a complete file: the old one or the new one.
+    Several processes may save into a folder.
 
     Args:
-        name: of the checkpoint; the file's name begins with it.
+        name: of the checkpoint, letters, digits and ``_-.``; the file's name begins with it.
         model: whose ``state_dict`` is stored.
         architecture: the model's key in ``models.MODELS``.
         options: what ``models.build`` needs besides, such as ``{"latent": 64}``.
         about: anything a reader should know, as JSON: training settings, measurements.
         folder: where to write; made if it is missing.
         dtype: of the stored floats. Half precision halves the file: measure after reloading.
+
+    Raises:
+        ValueError: a name or an option that cannot be used, or a weight that is no finite number
+            in ``dtype`` (half precision ends at 65,504); the entry is named.
     """
+    require(check_name(name) != "sha256", "name: 'sha256' is what a manifest ends with")
     if architecture not in MODELS:
         raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(MODELS)}")
-    folder = Path(folder)
-    manifest = _manifest(folder)
-    weights = {
-        key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-        for key, value in model.state_dict().items()
-    }
+    require(
+        isinstance(dtype, torch.dtype) and dtype.is_floating_point,
+        f"dtype: expected a floating-point dtype, got {dtype!r}",
+    )
+    options = {k: check_count(v, f"options[{k!r}]", minimum=0) for k, v in (options or {}).items()}
+    weights = {}
+    for key, value in model.state_dict().items():
+        require(isinstance(value, Tensor), f"model: {key} is no tensor, and cannot be stored")
+        weights[key] = (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        require(
+            bool(weights[key].isfinite().all()),
+            f"model: {key} holds what is no finite number in {dtype}; its largest is "
+            f"{value.abs().max().item():g}",
+        )
     content = to_bytes(weights)
     sha256 = hashlib.sha256(content).hexdigest()
     # The file is named by its content, so the manifest's rename is the moment of change.
-    path = folder / f"{name}-{sha256[:8]}.safetensors"
-    write_aside(path, content)
-    old = manifest.get(name, {}).get("file", path.name)
-    manifest[name] = {
-        **(about or {}),
-        "file": path.name,
-        "sha256": sha256,
-        "architecture": architecture,
-        "options": options or {},
-    }
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_aside(folder / "manifest.json", text.encode())
-    if old != path.name:
-        (folder / old).unlink(missing_ok=True)
+    folder = Path(folder)
+    path = folder / weights_file(name, sha256)
+    entry = {"file": path.name, "sha256": sha256, "architecture": architecture, "options": options}
+    entry = (about or {}) | entry
+    try:
+        json.dumps(entry, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"about: expected what JSON can hold: {error}") from error
+    sweep(folder)
+    with locked(folder / MANIFEST):
+        manifest = _manifest(folder) | {name: entry}
+        write_aside(path, content)
+        write_json(folder / MANIFEST, dict(sorted(manifest.items())))
+        sweep_weights(folder, name, [row["file"] for row in manifest.values()])
     return path
 
 
 def check_fits(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path, what: str
 ) -> None:
-    """Raise ``ValueError`` unless both hold the same entries; the first that differs is named."""
+    """Raise unless both hold the same entries, and those found finite numbers of the same kind.
+
+    Raises:
+        ValueError: they differ; the first entry that does is named.
+        RuntimeError: one holds NaN or infinity.
+    """
+
+    def told(part: Mapping[str, Tensor], key: str) -> str:
+        if not isinstance(value := part.get(key), Tensor):
+            return "nothing"
+        # Floats of any width fit, and so do integers: they are converted.
+        float_, bool_ = value.is_floating_point(), value.dtype == torch.bool
+        kind = "" if float_ else " of bool" if bool_ else " of integers"
+        return f"{list(value.shape)}{kind}"
+
+    require_whole(isinstance(found, Mapping), f"{path} is damaged: it holds no weights by name")
     for key in sorted(expected.keys() | found.keys()):
-        ours, theirs = (
-            list(part[key].shape) if key in part else "nothing" for part in (expected, found)
-        )
+        ours, theirs = told(expected, key), told(found, key)
         require(
             ours == theirs,
             f"{path} does not fit {what}: {key} is {theirs} in the file, {ours} in the model",
         )
+        finite = bool(found[key].to(expected[key].dtype).isfinite().all())
+        require_whole(finite, f"{path} is damaged: {key} holds NaN or infinity")
 
 
 def _manifest(folder: str | Path) -> dict[str, Any]:
-    path = Path(folder) / "manifest.json"
-    return read_json(path) if path.is_file() else {}
+    """What a folder holds, by name: it may come from elsewhere, so every entry is looked at."""
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path) if path.is_file() else {}
+    require_whole(isinstance(manifest, dict), f"{path} is damaged: expected entries by name")
+    for name, entry in manifest.items():
+        entry = entry if isinstance(entry, dict) else {}
+        sha256, options = entry.get("sha256"), entry.get("options")
+        try:
+            kinds = (sha256, str), (options, dict), (entry.get("architecture"), str)
+            ok = all(isinstance(*pair) for pair in kinds) and re.fullmatch("[0-9a-f]{64}", sha256)
+            ok = ok and all(type(value) is int for value in options.values())
+            ok = ok and check_name(entry.get("file")).endswith(".safetensors") and check_name(name)
+        except ValueError:
+            ok = False
+        require_whole(
+            bool(ok),
+            f"{path} is damaged: {name}: expected a file beside it, its SHA-256, an architecture "
+            "and whole numbers as options",
+        )
+    return manifest

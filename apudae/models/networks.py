@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import require
+from ..core.arguments import checked, require
 from .others import (
     VAE,
     Critic,
@@ -49,6 +49,7 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+@checked
 class MnistCNN(Layers):
     """A small convolutional classifier for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``.
 
@@ -66,6 +67,7 @@ class MnistCNN(Layers):
         )
 
 
+@checked
 class MnistMLP(Layers):
     """Two linear layers for 28×28 digits: ``[N, 1, 28, 28]`` -> ``[N, 10]``; no convolution."""
 
@@ -79,6 +81,7 @@ class MnistMLP(Layers):
         )
 
 
+@checked
 class ConvDAE(nn.Module):
     """A convolutional denoising autoencoder for 28×28 digits, ``[N, 1, 28, 28]`` to the same.
 
@@ -122,6 +125,7 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+@checked
 class CifarResNet(Layers):
     """A compact residual classifier for small colour images: ``[N, 3, H, W]`` -> ``[N, classes]``.
 
@@ -155,6 +159,7 @@ class CifarResNet(Layers):
         return super().forward(x) / 8  # batch-normed features are large; softer logits train better
 
 
+@checked
 class REDNet(nn.Module):
     """A residual encoder-decoder, images to images of the same shape (Mao et al. 2016).
 
@@ -207,6 +212,7 @@ class REDNet(nn.Module):
         return F.relu(self.up[-1](z) + x)
 
 
+@checked
 def resnet50(pretrained: bool = True) -> nn.Module:
     """ResNet-50 for ImageNet, ``[N, 3, 224, 224]`` -> ``[N, 1000]`` (torchvision).
 
@@ -218,6 +224,7 @@ def resnet50(pretrained: bool = True) -> nn.Module:
     return nn.Sequential(Normalize(*IMAGENET), network)
 
 
+@checked
 def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
     """EfficientNet-Lite0 for ImageNet, ``[N, 3, 224, 224]`` -> ``[N, 1000]``; no download.
 
@@ -259,7 +266,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, *, seed: int = 0, **options: int) -> nn.Module:
+@checked
+def build(name: str, *, seed: int = 0, **options: int | bool) -> nn.Module:
     """A model by architecture name, its random weights fixed by ``seed``.
 
     Args:
@@ -271,10 +279,12 @@ def build(name: str, *, seed: int = 0, **options: int) -> nn.Module:
     Raises:
         ValueError: unknown name or option; the message lists the known ones.
     """
-    require(name in MODELS, f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    require(name in MODELS, f"name: unknown model {name!r}; known: {', '.join(MODELS)}")
     known = inspect.signature(MODELS[name]).parameters
-    for option in options:
+    for option, value in options.items():
         require(option in known, f"unknown option {option!r} of {name}; known: {', '.join(known)}")
+        if isinstance(known[option].default, bool) and value in (0, 1):  # of the command line
+            options[option] = bool(value)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # the CPU's alone
         return MODELS[name](**options)

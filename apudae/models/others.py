@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.arguments import checked
+
 
 class Layers(nn.Module):
     """A network of layers in a row."""
@@ -75,6 +77,7 @@ class MagNet(Layers):
         )
 
 
+@checked
 class VAE(nn.Module):
     """A variational autoencoder, images to images: the code's mean is decoded (Li & Ji 2019).
 
@@ -96,6 +99,7 @@ class VAE(nn.Module):
         return mean, spread.clamp(-10, 10)
 
 
+@checked
 class Generator(Layers):
     """Codes ``[N, latent]`` to digits ``[N, 1, 28, 28]``: half of a generative adversarial network.
 
@@ -123,6 +127,7 @@ class Critic(Layers):
         return super().forward(x)[:, 0]
 
 
+@checked
 class SharedAutoencoder(nn.Module):
     """A classifier and a denoising autoencoder of 28×28 digits on one encoder (Shi et al. 2021).
 
@@ -167,6 +172,7 @@ class Block(nn.Module):
         return self.skip(x) + self.second(h)
 
 
+@checked
 class UNet(nn.Module):
     """Noise in 28×28 digits: ``(images in [-1, 1] plus noise, levels [N])`` -> the noise.
 

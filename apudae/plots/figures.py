@@ -19,6 +19,7 @@ from matplotlib import colors, patches, textpath
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ..core.arguments import check_count, check_number, checked
 from ..core.scores import Accuracy
 from .widgets import Picture
 
@@ -30,6 +31,7 @@ _BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
 _SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")
 
 
+@checked
 def image_grid(
     rows: Mapping[str, Tensor],
     notes: Mapping[str, Sequence[str]] | None = None,
@@ -53,6 +55,8 @@ def image_grid(
         cmap: of one-channel images.
         quality: store the figure as JPEG of this quality (1 to 95), for photographs; 0 is PNG.
     """
+    check_number(size, "size", exclusive=True)
+    check_count(quality, "quality", minimum=0, maximum=95)
     columns = max(columns, *(len(images) for images in rows.values()))
     texts = [text for row in (notes or {}).values() for text in row]
     extra = max((0.25 + 0.17 * text.count("\n") for text in texts), default=0.0)
@@ -80,6 +84,7 @@ def image_grid(
     return figure
 
 
+@checked
 def curves(
     lines: Mapping[str, Mapping[float, Accuracy]], *, xlabel: str, ylabel: str = "accuracy (%)"
 ) -> Picture:
@@ -91,6 +96,7 @@ def curves(
     return _finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
+@checked
 def losses(
     lines: Mapping[str, Sequence[float]],
     *,
@@ -105,6 +111,7 @@ def losses(
     return _drawn(ax, steps, xlabel=xlabel, ylabel=ylabel)
 
 
+@checked
 def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Picture:
     """Outlined histograms of several samples on common bins."""
     ax = _chart(6.2, 3.0)
@@ -114,6 +121,7 @@ def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Pictur
     return _finished(ax, xlabel=xlabel, ylabel="images")
 
 
+@checked
 def roc(lines: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
     """Detections against false alarms, from :func:`apudae.evaluation.roc`."""
     ax = _chart(4.6, 3.8)
@@ -123,6 +131,7 @@ def roc(lines: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
     return _drawn(ax, percents, **labels)
 
 
+@checked
 def field(
     density: Tensor,
     *,
@@ -155,6 +164,7 @@ def field(
     return _finished(ax, grid=False, hidden=(), legend=_BESIDE, **square, **labels)
 
 
+@checked
 def walk(
     classes: Tensor,
     *,
@@ -175,6 +185,8 @@ def walk(
         chances: the model's probabilities for it, ``[K]``.
         label: the true class.
     """
+    check_number(extent, "extent", exclusive=True)
+    check_count(label, "label", minimum=0)
     figure = Picture(figsize=(7.6, 2.9), layout="constrained")
     chart, digit, bars = figure.subplots(1, 3, width_ratios=(1.15, 0.8, 0.9))
     seen, places = classes.unique(return_inverse=True)
@@ -207,6 +219,7 @@ def walk(
     return _finished(bars, grid=False, xlim=(0, 1), xlabel="probability")
 
 
+@checked
 def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
     """Accuracies with 95 % intervals, a line per attack and a mark per defense.
 
@@ -224,6 +237,7 @@ def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
     return _finished(ax, names, legend=above, xlim=(-3, 103), xlabel="read rightly (%)")
 
 
+@checked
 def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Picture:
     """Accuracies with 95 % intervals over a cost, on a logarithmic axis; each has its name beside.
 
@@ -267,6 +281,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
     return _finished(ax, grid=False, xlabel=xlabel, ylabel="worst case (%)", **axes)
 
 
+@checked
 def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     """Purification on its way there or back: which images are held, and whose graph.
 
@@ -275,6 +290,8 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
         at: the step being taken, from 1.
         back: on the way back, where the step is worked out again, with its graph.
     """
+    check_count(steps, "steps")
+    check_count(at, "at", maximum=steps)
     ax = _chart(7.2, 1.9)
     held = at if back else at + 1
     for k in range(steps + 1):
@@ -299,6 +316,7 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     return _finished(ax, grid=False, frame_on=False, xticks=[], yticks=[], **limits)
 
 
+@checked
 def against(
     x: Sequence[float], lines: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str
 ) -> Picture:
@@ -308,6 +326,7 @@ def against(
     return _drawn(ax, {name: (x, y) for name, y in lines.items()}, xlabel=xlabel, ylabel=ylabel)
 
 
+@checked
 def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
     """Values to both sides of zero: a line per name, a bar per group."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
@@ -321,6 +340,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
     return _finished(ax, names, grid=False, hidden=_NO_Y, legend=_BESIDE, xlabel=xlabel)
 
 
+@checked
 def shifted(sigma: float, share: float, shift: float) -> Picture:
     """Why a vote under noise cannot be overturned nearby: the worst case along one direction.
 
@@ -335,6 +355,9 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     """
     from scipy.stats import norm  # slow to import, and only this figure needs it
 
+    check_number(sigma, "sigma", exclusive=True)
+    check_number(share, "share", exclusive=True, below=1)
+    check_number(shift, "shift")
     ax = _chart(6.6, 2.9)
     radius = sigma * norm.ppf(share)
     x = np.linspace(-3.2 * sigma, radius + 4.2 * sigma, 400)
@@ -352,6 +375,7 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     return _finished(ax, grid=False, hidden=_NO_Y, legend=below, yticks=[], **shown)
 
 
+@checked
 def certified(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     points: Mapping[str, Mapping[float, Accuracy]] | None = None,

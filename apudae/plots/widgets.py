@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from ..core.arguments import check_count, checked
+
 
 class Picture(Figure):
     """A matplotlib figure that a notebook shows by itself: no pyplot, no global state.
@@ -38,6 +40,7 @@ class Picture(Figure):
         return f"data:image/{kind};base64,{base64.b64encode(whole).decode()}"
 
 
+@checked
 class Table:
     """A table that a notebook and the book show as a table, and a terminal as text.
 
@@ -50,7 +53,7 @@ class Table:
     def __init__(
         self, header: Sequence[str], rows: Sequence[Sequence[object]], *, text: int = 1
     ) -> None:
-        self.text = text
+        self.text = check_count(text, "text", minimum=0)
         self.header = [str(cell) for cell in header]
         self.rows = [[str(cell) for cell in row] for row in rows]
 
@@ -115,6 +118,7 @@ class SortableTable(Table):
         return "".join(found)
 
 
+@checked
 class Slider:
     """Pictures behind a slider: one range input and a line of script, all in the page itself.
 
@@ -141,7 +145,7 @@ class Slider:
         if not frames:
             raise ValueError("frames: expected at least one figure, got none")
         self.labels, self.name, self.alt, self.caption = list(frames), name, alt, caption
-        self.start = start
+        self.start = check_count(start, "start", minimum=0, maximum=len(frames) - 1)
         self.pictures = [figure.address() for figure in frames.values()]
 
     def __repr__(self) -> str:

@@ -15,19 +15,18 @@ by accident:
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_choice, check_count, check_number
+from ..core.arguments import check_choice, check_count, check_number, checked, require
 from ..core.calling import in_training
 from ..core.norms import per_image
 from .purifier import Purifier, Watch
 from .reconstruction import Calibration, check_calibration
-from .steps import OBJECTIVES, STEPPERS, ExactStep, FrozenConvolutions, State, Stepper
+from .steps import OBJECTIVES, STEPPERS, ExactStep, State, Stepper
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,7 @@ PRESETS: dict[str, Variant] = {
 _NOISE_CAP = 4.0  # the authors let the noise grow up to here
 
 
+@checked
 class Adaptive(Purifier):
     """Move the image until the DAE reconstructs it well (APuDAE, arXiv 2208.13838).
 
@@ -201,7 +201,12 @@ class Adaptive(Purifier):
                     "with purification.calibrate(dae, validation_images)"
                 )
         if calibration is not None:
-            calibration = check_calibration(Calibration(*calibration))
+            given = tuple(calibration)
+            require(
+                2 <= len(given) <= 3 and not isinstance(calibration, nn.Module),
+                f"calibration: expected mean and spread of clean errors, got {calibration!r:.60}",
+            )
+            calibration = check_calibration(Calibration(*given))
         given = locals()
         self.options = {name: given[name] for name in Adaptive.__init__.__kwdefaults__}
         self.steps, self.step_size, self.noise, self.eps = steps, step_size, noise, eps
@@ -279,7 +284,7 @@ class Adaptive(Purifier):
                         break
                 move = partial(self._move, t, index, draw)
                 z, *state = ExactStep.apply(
-                    look, move, d, gradient, parameters, z, x, *state, *parameters
+                    self.dae, look, move, d, gradient, parameters, z, x, *state, *parameters
                 )
             end = _gather([*done, (place, z)])
             for _ in range(t, self.steps + 1) if watch else ():
@@ -288,7 +293,7 @@ class Adaptive(Purifier):
 
     def _look(self, z: Tensor, *, graph: bool) -> tuple[Tensor, Tensor]:
         """Errors ``[N]`` and the objective's gradient: one pass forward, one back to the image."""
-        with torch.enable_grad(), FrozenConvolutions() if graph else nullcontext():
+        with torch.enable_grad():
             z = z if graph else z.requires_grad_(True)
             d = self.error(z)
             value = OBJECTIVES[self.options["objective"]](d, self.mu, self.sigma)

@@ -16,12 +16,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number
+from ..core.arguments import check_count, check_number, checked
 from .purifier import Purifier, Watch, recomputed
 
 LEVELS = 1000  # of noise; β grows linearly from 1e-4 to 0.02 (Ho et al. 2020, §4)
 
 
+@checked
 def signal(t: Tensor) -> Tensor:
     """ᾱ at the levels ``t`` (int64, 0 to 1000): the variance that is signal, 1 at level 0."""
     beta = torch.linspace(1e-4, 0.02, LEVELS, dtype=torch.float64)
@@ -29,11 +30,13 @@ def signal(t: Tensor) -> Tensor:
     return kept.to(t.device)[t]
 
 
+@checked
 class OneStep(nn.Module):
     """A diffusion model as a denoising autoencoder: its guess of the clean image at one level."""
 
     def __init__(self, net: nn.Module, level: int) -> None:
         super().__init__()
+        check_count(level, "level", maximum=LEVELS)
         self.net, self.level = net, level
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,6 +44,7 @@ class OneStep(nn.Module):
         return ((guess(self.net, z, self.level)[0] + 1) / 2).clamp(0, 1)
 
 
+@checked
 def guess(net: nn.Module, z: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """The clean image and the noise that a noisy image at level ``t`` is made of, as guessed."""
     noise = net(z, torch.full((len(z),), t, device=z.device))
@@ -48,6 +52,7 @@ def guess(net: nn.Module, z: Tensor, t: int) -> tuple[Tensor, Tensor]:
     return (z - math.sqrt(1 - kept) * noise) / math.sqrt(kept), noise
 
 
+@checked
 class DiffPure(Purifier):
     """Add noise up to a level, then take it off step by step.
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number
+from ..core.arguments import check_count, check_number, checked
 from ..core.norms import normals, uniforms
 from .purifier import Purifier, Watch, recomputed
 
 
+@checked
 class DefenseGAN(Purifier):
     """The nearest image that a generator can draw (Samangouei et al. 2018, §3).
 

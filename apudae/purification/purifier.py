@@ -21,8 +21,10 @@ from ..core.arguments import (
     check_images,
     check_labels,
     check_number,
+    check_output,
+    checked,
 )
-from ..core.calling import takes_keys
+from ..core.calling import bounded, logits_of, takes_keys, unwrapped
 from ..core.norms import normals, uniforms
 from .reconstruction import check_dae, reconstruct, reconstruction_error
 
@@ -129,6 +131,7 @@ def recomputed(step: Callable[..., Any], *inputs: object, graph: bool) -> Any:
     return checkpoint(step, *inputs, use_reentrant=False) if graph else step(*inputs)
 
 
+@checked
 class Direct(Purifier):
     """Feed the classifier the DAE's output, ``x -> R(x)``, clipped to [0, 1].
 
@@ -171,6 +174,7 @@ class Direct(Purifier):
         return z
 
 
+@checked
 class Defended(nn.Module):
     """A classifier behind a purifier: images -> logits, like any other model.
 
@@ -198,6 +202,8 @@ class Defended(nn.Module):
                         f"draws: a {type(purifier).__name__} cannot hand the number of the draw on "
                         f"to the {type(inner).__name__} inside, so that all draws would be the same"
                     )
+        if isinstance(unwrapped(purifier), Purifier):
+            purifier = unwrapped(purifier)  # so that its steps can be asked for
         self.classifier, self.purifier, self.draws = classifier, purifier, draws
 
     @property
@@ -209,10 +215,11 @@ class Defended(nn.Module):
         """Logits ``[N, classes]``; ``draw`` counts the calls whose noise must differ."""
         if self.draws == 1:
             return self.classifier(self._purify(x, index, draw))
-        chances = [
-            self.classifier(self._purify(x, index, draw * self.draws + k)).log_softmax(1)
-            for k in range(self.draws)
-        ]
+        chances = []
+        for k in range(self.draws):
+            logits = self.classifier(self._purify(x, index, draw * self.draws + k))
+            check_output(logits, x)
+            chances.append(bounded(logits).log_softmax(1))
         return torch.stack(chances).logsumexp(0) - math.log(self.draws)
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int) -> Tensor:
@@ -231,5 +238,6 @@ class Defended(nn.Module):
             kind = type(self.purifier).__name__
             raise ValueError(f"purifier: a {kind} records no trajectory; Direct and Adaptive do")
         path = self.purifier.trajectory(x, index, draw)
-        read = [self.classifier(self.purifier.seen_by_classifier(z)).argmax(1) for z in path.images]
+        seen = map(self.purifier.seen_by_classifier, path.images)
+        read = [logits_of(self.classifier, z).argmax(1) for z in seen]
         return path._replace(predictions=torch.stack(read))

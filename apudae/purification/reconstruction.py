@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_images, check_number
-from ..core.calling import evaluating, in_type_of
+from ..core.arguments import check_choice, check_count, check_images, check_number, checked
+from ..core.calling import called, evaluating
 from ..core.processes import precision_of
 
 
+@checked
 def reconstruct(dae: nn.Module, x: Tensor, *, precision: str = "float32") -> Tensor:
     """R(x), returned in the images' own type.
 
@@ -27,17 +28,19 @@ def reconstruct(dae: nn.Module, x: Tensor, *, precision: str = "float32") -> Ten
             hardware has it. (float16 is never used: small gradients would be lost.)
 
     Raises:
-        ValueError: the DAE returns another shape.
+        ValueError: the DAE fails on the images, changes them, or returns another shape.
     """
+    check_choice(precision, ("float32", "auto"), "precision")
     half = precision_of(x.device) if precision == "auto" else None
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half == torch.bfloat16):
-        out = dae(in_type_of(dae, x))
+        out = called(dae, x, "dae")
     if not isinstance(out, Tensor) or out.shape != x.shape:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"dae: expected outputs of its input's shape {list(x.shape)}, got {got}")
     return out.to(x.dtype)
 
 
+@checked
 def reconstruction_error(dae: nn.Module, x: Tensor, *, precision: str = "float32") -> Tensor:
     """``d(x) = ‖x − R(x)‖²`` for each image: ``[N, C, H, W]`` -> ``[N]``.
 
@@ -55,6 +58,7 @@ class Calibration(NamedTuple):
     n: int = 0
 
 
+@checked
 @torch.no_grad()
 def calibrate(
     dae: nn.Module, x: Tensor, *, batch_size: int = 500, precision: str = "float32"
@@ -103,6 +107,6 @@ def check_dae(dae: nn.Module, x: Tensor) -> None:
 
 def check_calibration(calibration: Calibration) -> Calibration:
     """The calibration, or ``ValueError`` unless μ is finite and ≥ 0 and σ finite and > 0."""
-    check_number(calibration.mu, "mu")
-    check_number(calibration.sigma, "sigma", exclusive=True)
+    check_number(calibration.mu, "calibration: mu")
+    check_number(calibration.sigma, "calibration: sigma", exclusive=True)
     return calibration

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import checked
 from .adaptive import Adaptive
 from .purifier import Purifier, Watch
 from .steps import Sign
@@ -34,6 +35,7 @@ class Decoded(nn.Module):
         return self.net.reconstruct(x)
 
 
+@checked
 class Soap(Purifier):
     """Sign steps downhill on the reconstruction error, within the best of several radii.
 

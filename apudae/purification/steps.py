@@ -12,15 +12,19 @@ Everything here is per image: ``d`` and the values of an objective are ``[N]``, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..core.arguments import check_number
+from ..core.calling import telling
 from ..core.norms import per_image
 
 State = tuple[Tensor, ...]
@@ -130,12 +134,12 @@ class ExactStep(torch.autograd.Function):
     with the graph of its inner gradient, which gives the derivative of second order.
 
     ``look``: images -> their errors ``[N]`` and the objective's gradient; ``move``: the step taken
-    with those.
+    with those; ``dae``: what ``look`` asks.
     """
 
     @staticmethod
-    def forward(ctx, look, move, d, gradient, parameters, z, x, *rest):
-        ctx.look, ctx.move, ctx.parameters = look, move, parameters
+    def forward(ctx, dae, look, move, d, gradient, parameters, z, x, *rest):
+        ctx.dae, ctx.look, ctx.move, ctx.parameters = dae, look, move, parameters
         state = rest[: len(rest) - len(parameters)]
         ctx.save_for_backward(z, x, *rest)  # trainable weights too: an edit in between is noticed
         z, state = move(z, x, d, gradient, state)
@@ -144,10 +148,13 @@ class ExactStep(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *upstream):
-        parameters, wanted = ctx.parameters, ctx.needs_input_grad[5:]
+        parameters, wanted = ctx.parameters, ctx.needs_input_grad[6:]
         saved = ctx.saved_tensors[: len(wanted) - len(parameters)]
+
         # Nothing of the caller's autocast, if backward is called inside one.
-        with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):
+        @torch.enable_grad()
+        @torch.autocast(saved[0].device.type, enabled=False)
+        def again() -> Iterator[Tensor | None]:
             inputs = [t.detach().requires_grad_(t.is_floating_point()) for t in saved]
             z, x, *state = inputs
             d, gradient = ctx.look(z)
@@ -155,8 +162,36 @@ class ExactStep(torch.autograd.Function):
             asked = [s for s, w in zip((*inputs, *parameters), wanted, strict=True) if w]
             pairs = zip((after, *state), upstream, strict=True)
             ends, weights = zip(*((o, u) for o, u in pairs if o.requires_grad), strict=True)
-            found = iter(torch.autograd.grad(ends, asked, weights, allow_unused=True))
-        return (None,) * 5 + tuple(next(found) if w else None for w in wanted)
+            return iter(torch.autograd.grad(ends, asked, weights, allow_unused=True))
+
+        found = twice(again, ctx.dae)
+        return (None,) * 6 + tuple(next(found) if w else None for w in wanted)
+
+
+_PLAIN: WeakSet[nn.Module] = WeakSet()  # networks that need the second way below
+
+
+def twice(work: Callable[[], Any], dae: nn.Module) -> Any:
+    """What ``work`` returns, which differentiates a DAE twice.
+
+    The fast way first. What makes its graph again on the way back (checkpoint) finds another one
+    there, and fused attention has no second derivative: both go the plain way.
+
+    Raises:
+        ValueError: neither way leads there.
+    """
+    if dae not in _PLAIN:
+        try:
+            with FrozenConvolutions():
+                return work()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+    none = "dae: autograd cannot differentiate it twice; try BPDA"
+    with telling(lambda: none), sdpa_kernel(SDPBackend.MATH):
+        found = work()
+    _PLAIN.add(dae)
+    return found
 
 
 class FrozenConvolutions(TorchFunctionMode):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.arguments import check_count, check_images, check_number
+from ..core.arguments import check_count, check_images, check_number, checked
 from ..core.norms import in_ball
 from .adaptive import Adaptive
 from .steps import Adam, Descent, Normalised, Sign
 
 
+@checked
 @torch.no_grad()
 def smooth(purifier: Adaptive, x: Tensor, *, radius: float = 0.1) -> dict[str, Adaptive]:
     """Purifiers with a useful gradient that do about what an adaptive one does.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import check_count, check_number
+from ..core.arguments import check_count, check_number, checked
 from ..core.norms import per_image, uniforms
 
 # The quantisation tables of the JPEG standard (ITU-T T.81, annex K), rows of an 8 × 8 block.
@@ -36,6 +36,7 @@ _YCBCR = (
 )
 
 
+@checked
 class BitDepth(nn.Module):
     """Round every pixel to ``2^bits`` levels: feature squeezing (Xu et al. 2018, §II-B).
 
@@ -59,6 +60,7 @@ class BitDepth(nn.Module):
         return f"bits={self.bits}"
 
 
+@checked
 class Median(nn.Module):
     """The median of a pixel's neighbourhood: feature squeezing (Xu et al. 2018, §II-C).
 
@@ -84,6 +86,7 @@ class Median(nn.Module):
         return f"size={self.size}"
 
 
+@checked
 class JPEG(nn.Module):
     """What is left of an image after JPEG compression (Dziugaite et al. 2016; Guo et al. 2018).
 
@@ -139,6 +142,7 @@ class JPEG(nn.Module):
         return f"quality={self.quality}"
 
 
+@checked
 class ResizePad(nn.Module):
     """Shrink each image to a random size and put it at a random place (Xie et al. 2018).
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from .. import attacks, data, models
 from ..core import processes, scores
+from ..core.arguments import check_name, check_writable, option, parsed, told
 from .batches import Streamed, as_float
 from .fit import OPTIMIZERS, PRECISIONS, SCHEDULES, fit, measure
 from .tasks import KINDS, Task, adversarial, classification, denoising
@@ -25,16 +26,25 @@ from .tasks import KINDS, Task, adversarial, classification, denoising
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    args = _parser().parse_args(argv)
-    try:
+    parser = _parser()
+    args = parsed(parser, argv)
+
+    def work() -> None:
+        for name in _idle(args):
+            if getattr(args, name) != parser.get_default(name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag}: does nothing with --task {args.task} on {args.data}")
         with processes.processes(args.device) as device:
             _train(args, device)
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+
+    if end := told(work):
+        sys.exit(end)
 
 
 def _train(args: argparse.Namespace, device: torch.device) -> None:
-    name, out = args.name or args.model, Path(args.out)
+    name, out = args.model if args.name is None else args.name, args.out
+    check_name(name)
+    check_writable(out, "out")
     options = dict(_option(text) for text in args.option)
     model = models.build(args.model, seed=args.seed, **options)
     task, about = _task(args)
@@ -68,6 +78,13 @@ def _train(args: argparse.Namespace, device: torch.device) -> None:
             print(f"{title}, {len(test.images):,} test images, as stored: {measured}")
 
 
+def _idle(args: argparse.Namespace) -> list[str]:
+    """Options that another task or another kind of data would read."""
+    of_tasks = {"denoising": ["sigma", "noise"], "adversarial": ["eps", "attack_steps"]}
+    others = ["size", "workers"] if args.data in data.TITLES else ["augment", "profile", "root"]
+    return sum((names for task, names in of_tasks.items() if task != args.task), others)
+
+
 def _task(args: argparse.Namespace) -> tuple[Task, dict[str, Any]]:
     """The task that the options name, and what is told of it beside its name."""
     if args.task == "classification":
@@ -92,7 +109,7 @@ def _measured(
 
 def _option(text: str) -> tuple[str, int]:
     name, _, value = text.partition("=")
-    if not value.isdigit():
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
         raise ValueError(f"option: expected NAME=NUMBER, got {text!r}")
     return name, int(value)
 
@@ -104,32 +121,33 @@ def _parser() -> argparse.ArgumentParser:
         epilog="With several GPUs: torchrun --nproc-per-node GPUS -m apudae.training ...",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
+    add, whole = parser.add_argument, option(minimum=0)
+    positive = option(float, exclusive=True)
     add("--model", required=True, choices=models.MODELS, help="architecture")
     add("--option", action="append", default=[], metavar="NAME=NUMBER", help="such as depth=10")
     add("--data", required=True, help=f"{', '.join(data.TITLES)}, or a folder of images")
     add("--root", type=Path, help="where data sets lie (default: $APUDAE_DATA, then the cache)")
     add("--profile", choices=data.PROFILES, help="of mnist (default: $APUDAE_PROFILE, else quick)")
     add("--task", default="classification", choices=["classification", "denoising", "adversarial"])
-    add("--sigma", type=float, nargs="+", default=[0.4], help="noise level, or lowest and highest")
+    add("--sigma", type=positive, nargs="+", default=[0.4], help="level, or lowest and highest")
     add("--noise", choices=KINDS, default="gaussian", help="kind of noise")
-    add("--eps", type=float, default=0.3, help="radius of the attack in adversarial training (L∞)")
-    add("--attack-steps", type=int, default=7, help="PGD steps in adversarial training")
-    add("--epochs", type=int, default=5, help="passes over the images")
-    add("--batch-size", type=int, default=128, help="images per step, over all processes")
+    add("--eps", type=positive, default=0.3, help="L∞ radius in adversarial training")
+    add("--attack-steps", type=option(), default=7, help="PGD steps in adversarial training")
+    add("--epochs", type=option(), default=5, help="passes over the images")
+    add("--batch-size", type=option(), default=128, help="images per step, over all processes")
     add("--optimizer", choices=OPTIMIZERS, default="adamw")
-    add("--lr", type=float, default=2e-3, help="peak learning rate")
-    add("--weight-decay", type=float, default=0.0)
+    add("--lr", type=positive, default=2e-3, help="peak learning rate")
+    add("--weight-decay", type=option(float), default=0.0)
     add("--schedule", choices=SCHEDULES, default="one-cycle", help="of the learning rate")
     add("--augment", action="store_true", help="mirror and shift images at random")
-    add("--ema", type=float, default=0.0, help="decay of the running average of the weights")
+    add("--ema", type=option(float), default=0.0, help="decay of the weights' running average")
     add("--precision", choices=["auto", *PRECISIONS], default="auto")
     add("--compile", action="store_true", help="use torch.compile")
-    add("--size", type=int, default=224, help="of the crops from a folder")
-    add("--workers", type=int, default=2, help="processes that decode a folder's images")
+    add("--size", type=option(), default=224, help="of the crops from a folder")
+    add("--workers", type=whole, default=2, help="processes that decode a folder's images")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--seed", type=int, default=0, help="of everything random")
-    add("--out", required=True, help="folder for the checkpoint and the weights")
+    add("--seed", type=option(minimum=0, maximum=2**63 - 1), default=0, help="of everything random")
+    add("--out", type=Path, required=True, help="folder for the checkpoint and the weights")
     add("--name", help="of the weights (default: the model's)")
     return parser
 

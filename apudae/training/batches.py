@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..core import processes
-from ..core.arguments import check_count, check_labels
-from ..core.files import fingerprint
+from ..core.arguments import check_count, check_images, check_labels, checked
 from ..core.norms import keyed
+from ..core.prints import exact
 from ..data.files import Listing, read_image
 
 Batch = tuple[Tensor, Tensor, float]
@@ -41,11 +41,25 @@ def shares(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Ten
         yield (mine, share) if len(mine) else (batch[:1], 0.0)
 
 
+def check_set(images: Tensor, labels: Tensor | None = None, kind: str = "") -> None:
+    """Raise ``ValueError`` unless images (float in [0, 1] or uint8) and labels can be used."""
+    if images.dtype != torch.uint8:
+        check_images(images, f"{kind}images")
+    elif images.ndim != 4:
+        raise ValueError(
+            f"{kind}images: expected 4 dimensions [N, C, H, W], got shape {list(images.shape)}"
+        )
+    check_count(len(images), f"{kind}images")
+    if labels is not None:
+        check_labels(labels, len(images), name=f"{kind}labels")
+
+
 def as_float(images: Tensor) -> Tensor:
     """8-bit pixels as float32 in [0, 1]; other images as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
+@checked
 class InMemory:
     """A set that lives on the training device as 8-bit pixels, and is augmented there.
 
@@ -58,6 +72,8 @@ class InMemory:
         device: where to keep them.
     """
 
+    told = "a source of apudae.training"
+
     def __init__(
         self,
         images: Tensor,
@@ -68,9 +84,7 @@ class InMemory:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count(batch_size, "batch_size")
-        check_count(len(images), "images")
-        check_labels(labels, len(images), name="labels")
+        check_set(images, labels)
         self.images, self.labels = images.to(device), labels.to(device)
         self.device = self.images.device
         self.n, self.batch_size = len(images), batch_size
@@ -85,7 +99,7 @@ class InMemory:
 
     def fingerprint(self) -> str:
         """Of images and labels, so that a run is resumed on the same ones."""
-        return f"{fingerprint(self.images)[:16]} {fingerprint(self.labels % 256 / 255)[:16]}"
+        return f"{exact(self.images)}, labels {exact(self.labels)}"
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -109,6 +123,7 @@ def flip_and_shift(x: Tensor, draws: Generator, reach: int = 4) -> Tensor:
     return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+@checked
 class Streamed:
     """A folder's images, read and decoded ahead of time by worker processes.
 
@@ -121,6 +136,8 @@ class Streamed:
         workers: processes that decode; 0 decodes in this one.
         device: where the batches go.
     """
+
+    told = "a source of apudae.training"
 
     def __init__(
         self,
@@ -151,8 +168,9 @@ class Streamed:
         return torch.tensor(self.listing.labels), example
 
     def fingerprint(self) -> str:
-        """Of names and labels, so that a run is resumed on the same ones."""
-        names = [(path.name, label) for path, label in zip(*self.listing, strict=True)]
+        """Of names, sizes and labels, so that a run is resumed on the same ones."""
+        pairs = zip(*self.listing, strict=True)
+        names = [(path.name, path.stat().st_size, label) for path, label in pairs]
         return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:

@@ -22,15 +22,17 @@ from ..core import processes
 from ..core.arguments import (
     check_choice,
     check_count,
-    check_images,
     check_labels,
     check_number,
+    check_type,
+    checked,
+    require,
 )
-from ..core.calling import evaluating
-from ..core.files import write_torch
+from ..core.calling import evaluating, telling
+from ..core.files import check_like, held, read_torch, require_whole, write_torch
 from ..core.norms import keyed
 from ..models.checkpoints import check_fits
-from .batches import InMemory, Streamed, as_float
+from .batches import InMemory, Streamed, as_float, check_set
 from .tasks import Task, classification
 
 with warnings.catch_warnings():
@@ -100,6 +102,7 @@ class TrainingRun:
             "size": getattr(source, "size", None),
             "task": getattr(task, "name", getattr(task, "__name__", "own")),
             "images": source.fingerprint(),
+            "processes": processes.world(),  # they add up their gradients in another order
         }
         kind = self.device.type
         self.autocast = torch.autocast(kind, self.dtype) if self.dtype else nullcontext()
@@ -123,8 +126,15 @@ class TrainingRun:
         self, validation: tuple[Tensor, Tensor] | None, checkpoint: Path | None, progress: bool
     ) -> History:
         """All epochs that are left; the model's modes are as before afterwards."""
-        if checkpoint is not None and checkpoint.is_file():
-            self.resume(checkpoint)
+        with held(checkpoint if processes.rank() == 0 else None, "checkpoint"):
+            if checkpoint is not None and checkpoint.is_file():
+                self.resume(checkpoint)
+            return self.turn(validation, checkpoint, progress)
+
+    def turn(
+        self, validation: tuple[Tensor, Tensor] | None, checkpoint: Path | None, progress: bool
+    ) -> History:
+        """The epochs that are left, stored one by one."""
         shown = progress and processes.rank() == 0
         # None hides it where there is no terminal; TQDM_DISABLE is tqdm's own to read.
         own = {} if shown and "TQDM_DISABLE" in os.environ else {"disable": None if shown else True}
@@ -227,24 +237,77 @@ class TrainingRun:
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint; nothing is changed if it does not fit."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            found = state["settings"]
-        except Exception as error:  # torch raises many kinds
-            raise RuntimeError(f"{path} is not a checkpoint of a training run: {error}") from error
-        check_fits(self.model.state_dict(), state["model"], path, "the model")
+        state, ours = read_torch(path), self.state()
+        require_whole(
+            isinstance(state, dict) and state.keys() == ours.keys() and _is_dict(state["settings"]),
+            f"{path} is not a checkpoint of a training run",
+        )
+        check_fits(ours["model"], state["model"], path, "the model")
         for name, value in self.settings.items():
-            if found.get(name) != value:
+            found = state["settings"].get(name)
+            if found != value:
                 raise ValueError(
-                    f"{path} belongs to a run with {name} {found.get(name)!r}, this one has "
+                    f"{path} belongs to a run with {name} {found!r}, this one has "
                     f"{value!r}; use the same settings or another file"
                 )
+        done = state["done"]
+        require_whole(
+            type(done) is int and 0 <= done <= self.epochs,
+            f"{path}: done: expected 0 to {self.epochs} epochs, got {done!r}",
+        )
+        history = {name: [0.0] * done for name in ("loss", "seconds")}
+        found = state["history"] if _is_dict(state["history"]) else {}
+        validation = found.get("validation")  # it may have been asked for later, and be infinite
+        fits = isinstance(validation, list) and len(validation) <= done
+        fits = fits and all(isinstance(value, float) for value in validation)
+        require_whole(fits, f"{path}: history: validation does not fit this run")
+        check_like(
+            history, {k: v for k, v in found.items() if k != "validation"}, f"{path}: history"
+        )
+        for name in ("average", "schedule", "scaler"):
+            check_like(ours[name], state[name], f"{path}: {name}")
+        steps = {"schedule": state["schedule"]["last_epoch"]}
+        if self.average:
+            steps["average"] = int(state["average"]["n_averaged"])
+        for name, count in steps.items():
+            expected = done * len(self.source)
+            require_whole(
+                count == expected, f"{path}: {name}: expected {expected} steps, got {count}"
+            )
+        check_optimizer(self.optimizer, state["optimizer"], f"{path}: optimizer")
         for name in _PARTS:
             if state[name] is not None:
                 getattr(self, name).load_state_dict(state[name])
-        self.history, self.done = History(**state["history"]), state["done"]
+        self.history, self.done = History(**state["history"]), done
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, what: str) -> None:
+    """Raise ``RuntimeError`` unless a stored state is one of this optimizer's; see `check_like`."""
+    ours = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = state["state"] if _is_dict(state) and _is_dict(state.get("state")) else {}
+    like = {}
+    for number, parts in moments.items():
+        require_whole(
+            type(number) is int and 0 <= number < len(parameters) and _is_dict(parts),
+            f"{what}: state does not fit this run",
+        )
+        p = parameters[number]  # beside what is like it, the number of steps
+        like[number] = {k: _like(part, p) for k, part in parts.items()}
+    check_like(ours | {"state": like}, state, what)
+    fixed = ([group | {"lr": 0} for group in part["param_groups"]] for part in (ours, state))
+    require_whole(next(fixed) == next(fixed), f"{what}: its options are not this run's")
+
+
+def _like(part: Any, parameter: Tensor) -> Any:
+    return parameter.data if isinstance(part, Tensor) and part.ndim else part
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+@checked
 @torch.no_grad()
 def measure(
     model: nn.Module,
@@ -259,6 +322,7 @@ def measure(
 
     Several processes share the set and add up their sums.
     """
+    check_set(images, labels)
     device = torch.device(device or images.device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     parts = list(enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)))
@@ -270,6 +334,7 @@ def measure(
     return (processes.total(total) / len(images)).item()
 
 
+@checked
 def fit(
     model: nn.Module,
     images: Tensor | InMemory | Streamed,
@@ -298,7 +363,8 @@ def fit(
     A set in memory lives on the device as it is (8-bit pixels take a quarter of the room), so there
     is no loader; folders are streamed. Order, augmentation and noise follow from ``seed`` alone,
     and a run that was resumed ends like one that was not: on the CPU, bit for bit. Under
-    ``torchrun`` the processes share each batch, and process 0 writes.
+    ``torchrun`` the processes share each batch, and process 0 writes; a run goes on with as many
+    as it was begun with.
 
     Args:
         model: to train; its modes are as before afterwards.
@@ -322,7 +388,8 @@ def fit(
         compile: fuse the network with ``torch.compile``; worth its half minute for long runs.
         validation: images and labels on which to measure the task after each epoch, with the same
             noise each time.
-        checkpoint: file to write after each epoch and to resume from if it is there.
+        checkpoint: file to write after each epoch and to resume from if it is there. One training
+            at a time has it.
         seed: of everything random.
         device: where to train; by default where ``images`` are, or the source's device.
         progress: show a tqdm bar (``TQDM_DISABLE=1`` hides it everywhere).
@@ -330,11 +397,11 @@ def fit(
     Raises:
         ValueError: images, labels or an option out of range; a checkpoint of another architecture
             (the first differing entry is named) or of other settings.
-        RuntimeError: the loss became NaN or infinite (the last good checkpoint is kept), or there
-            was too little memory (the message names the batch size).
+        RuntimeError: the loss became NaN or infinite (the last good checkpoint is kept), there was
+            too little memory (the message names the batch size), or the checkpoint is damaged or
+            another training's that is under way.
     """
     check_count(epochs, "epochs")
-    check_count(batch_size, "batch_size")
     check_number(lr, "lr", exclusive=True)
     check_number(weight_decay, "weight_decay")
     check_number(ema, "ema")
@@ -346,19 +413,16 @@ def fit(
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model: no parameter is trainable; call model.requires_grad_(True) first")
     if isinstance(images, Tensor):
-        _check_set(images, labels)
+        check_type(labels, Tensor, "labels")
         how = {"batch_size": batch_size, "augment": augment, "seed": seed}
         source = InMemory(images, labels, device=device or images.device, **how)
-    elif isinstance(images, InMemory | Streamed):
-        source = images
-        if device is not None:
-            raise ValueError("device: a source from apudae.training has its own")
     else:
-        raise ValueError(
-            f"images: expected a tensor or a source of apudae.training, got {type(images).__name__}"
-        )
+        source = images
+        require(device is None, "device: a source from apudae.training has its own")
     if validation is not None:
-        _check_set(*validation, "validation ")
+        pair = isinstance(validation, (tuple, list)) and len(validation) == 2
+        require(pair, f"validation: expected images and labels, got {type(validation).__name__}")
+        check_set(*validation, kind="validation ")
     settings = {
         "optimizer": optimizer,
         "lr": lr,
@@ -372,17 +436,14 @@ def fit(
     run = TrainingRun(model, source, task, settings, channels_last=channels_last, compile=compile)
     if getattr(task, "labelled", False):  # on a GPU a label without a class would be fatal
         known, example = source.look()
-        with torch.no_grad(), evaluating(model), run.autocast:
+        told = f"images: the model fails on {list(example.shape[1:])}"
+        with torch.no_grad(), evaluating(model), run.autocast, telling(lambda: told):
             classes = model(example).shape[1]
         check_labels(known, len(known), classes=classes, name="labels")
+        if validation is not None:
+            check_labels(validation[1], len(validation[1]), classes, "validation labels")
+    if validation is not None:  # once before the first epoch: later it would cost that epoch
+        with run.autocast, telling(lambda: "validation: the task fails on its images"):
+            few = (part[:2] for part in validation)
+            measure(model, *few, task, seed=seed, device=run.device)
     return run.train(validation, None if checkpoint is None else Path(checkpoint), progress)
-
-
-def _check_set(images: Tensor, labels: Tensor | None, kind: str = "") -> None:
-    if images.dtype != torch.uint8:
-        check_images(images, f"{kind}images")
-    elif images.ndim != 4:
-        raise ValueError(
-            f"{kind}images: expected 4 dimensions [N, C, H, W], got shape {list(images.shape)}"
-        )
-    check_labels(labels, len(images), name=f"{kind}labels")

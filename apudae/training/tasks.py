@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import check_choice, check_number
-from ..core.calling import evaluating
+from ..core.arguments import check_choice, check_number, checked, require
+from ..core.calling import evaluating, unwrapped
 from ..core.norms import per_image
 from ..purification.diffusion import LEVELS, signal
 
@@ -32,6 +32,7 @@ def classification(model: nn.Module, x: Tensor, y: Tensor, generator: Generator)
 classification.labelled = True  # the labels must fit the model's classes
 
 
+@checked
 def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> Task:
     """The task of a DAE: ``‖R(x + σ·n) − x‖²`` per pixel, ``n`` of mean 0 and variance 1.
 
@@ -45,7 +46,9 @@ def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> 
     Raises:
         ValueError: a level that is not positive, a pair out of order, an unknown kind.
     """
-    low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    pair = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    require(len(pair) == 2, f"sigma: expected a level or (low, high), got {sigma}")
+    low, high = pair
     check_number(low, "sigma", exclusive=True)
     check_number(high, "sigma", exclusive=True)
     if low > high:
@@ -65,6 +68,7 @@ def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> 
     return task
 
 
+@checked
 def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
     """Classification of attacked images (Madry et al. 2018): the attack aims at the model itself.
 
@@ -76,7 +80,7 @@ def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
     """
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        bare = _bare(model)
+        bare = unwrapped(model)
         hit = _attacked(attack, bare, bare, x, y, generator, options)
         return F.cross_entropy(model(hit).float(), y)
 
@@ -85,6 +89,7 @@ def adversarial(attack: Callable[..., Tensor], **options: object) -> Task:
     return task
 
 
+@checked
 def purifying(
     classifier: nn.Module,
     attack: Callable[..., Tensor],
@@ -123,7 +128,7 @@ def purifying(
     now = {"eps": eps}
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        bare = _bare(model)
+        bare = unwrapped(model)
         ball = now if relative is None else now | {"step_size": relative * now["eps"]}
         whole = nn.Sequential(bare, classifier)
         hit = _attacked(attack, whole, bare, x, y, generator, options | ball)
@@ -173,13 +178,7 @@ def _normal(like: Tensor, generator: Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """Without DDP and torch.compile around it."""
-    while hasattr(model, "module") or hasattr(model, "_orig_mod"):
-        model = model.module if hasattr(model, "module") else model._orig_mod
-    return model
-
-
+@checked
 def from_attacked(
     classifier: nn.Module, attack: Callable[..., Tensor], *, weight: float = 1e-3, **options: object
 ) -> Task:
@@ -197,7 +196,7 @@ def from_attacked(
         options: of the attack, such as ``steps=5``; ``eps`` is the largest.
     """
     check_number(weight, "weight")
-    most = options.pop("eps")
+    most = check_number(options.pop("eps", None), "eps", exclusive=True)
 
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         eps = most * torch.rand(1, generator=generator, device=x.device).item()
@@ -218,6 +217,7 @@ def from_attacked(
     return task
 
 
+@checked
 def joint(sigma: float = 0.5, weight: float = 1.0) -> Task:
     """The task of the shared network: cross-entropy plus ``weight`` times the squared error.
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from apudae import attacks, data
 from apudae.attacks.autoattack import _bump, _checkpoints, _share, _two_squares
-from apudae.core.norms import NORMS, length, project
+from apudae.core.norms import NORMS, Ball, length, project
 
 
 class Hill(nn.Module):
@@ -162,7 +162,7 @@ def test_squares_in_l2_move_the_length_of_one_into_the_shape_of_another(size, ge
     z = x + 0.4 * away / away.flatten(1).norm(dim=1)[:, None, None, None]
     z[:5] = x[:5]  # no change yet
     luck = torch.rand(20, 8, generator=generator)
-    moved = _two_squares(z, x, 0.5, luck, size)
+    moved = _two_squares(z, Ball(x, 0.5, "l2"), luck, size)
     for image in range(20):
         expected = literal_two_squares(z[image], x[image], 0.5, luck[image].tolist(), size)
         torch.testing.assert_close(moved[image], expected)

@@ -175,7 +175,7 @@ def test_unknown_damaged_and_foreign_records_are_named(filled):
             use("toy", filled)
     path.write_text(json.dumps({"schema": 0}))
     for use in (record.load, lambda name, folder: opened(folder)):
-        with pytest.raises(ValueError, match=r"toy\.json: expected schema 1, got 0"):
+        with pytest.raises(ValueError, match=r"toy\.json: expected schema 1 or 2, got 0"):
             use("toy", filled)
 
 

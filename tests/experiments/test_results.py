@@ -34,7 +34,7 @@ def three(*clean):
         row("resize and pad", "clean", 0.0, 1, 1, 1, 1, 1, 1),
         row("resize and pad", "C&W", 0.0, 1, 0, 0, 1),
         row("resize and pad", "protocol", 0.3, 0, 1, misread=[15, 0], draws=20)
-        | {"stands": {"PGD": 1.6, "Square": 1.25}},
+        | {"stands": {"PGD": 1.6, "Square": 1.25}, "correct": 1.25},
     ]
 
 

@@ -17,6 +17,7 @@ from toys import BRIEF, Blur, Cut, dots, files, linear, place_with, stripes
 
 from apudae import attacks, data, models, training
 from apudae.core import record, scores
+from apudae.core.prints import data_print
 from apudae.core.record import Record, pack, unpack
 from apudae.data import Split
 from apudae.evaluation import Report, Smoothed, certify, evaluate, votes
@@ -246,7 +247,7 @@ def test_the_price_of_the_protocol_is_what_clean_images_take(compared, tmp_path,
     rows = [row | {"model": sha256[row["defense"]]} for row in stored["rows"] if row["n"] > 5]
     for row in rows:
         row["seconds"] = {"no defense": 5.0, "rounds": 15.4, "random": 11.0}[row["defense"]]
-    record.save("toy", stored | {"rows": rows}, place.results)
+    record.save("toy", stored | {"rows": rows, "models": {}}, place.results)
     study.run(place)
     strong = [key[0] for key in keys(place) if key[1] == STRONG]
     # In ms: 5 of 5000/2200, 2 of 11000/1500, 5 of 15400/2200.
@@ -355,7 +356,8 @@ def test_settings_are_tried_once_and_a_rule_chooses(tmp_path, capsys):
         assert row["correct"] == [int(part.sum()) for part in now]
     at_best = max(stored["rows"][:3], key=lambda row: sum(row["correct"]))
     assert stored["chosen"] == at_best["options"]
-    assert stored["data"] == {"split": "validation", "n": 20, "sha256": data.fingerprint(x)}
+    told = {"split": "validation", "n": 20, "sha256": data.fingerprint(x)}
+    assert stored["data"] == told | {"exact": data_print(x, y)["exact"]}
 
 
 def test_a_choice_made_otherwise_is_not_gone_on_with(tmp_path):
@@ -494,14 +496,15 @@ def test_a_variant_is_chosen_for_digits_and_the_best_of_each_tested(tmp_path):
     place = place_with(tmp_path, "mnist-cnn")
     small_dae(0, "mnist-dae", place.weights)
     images = few(2)(place)
-    table = Record("mnist_variants", {"eps": [0.0]}, place.results, keys=("split", "defense"))
+    keys = ("split", "defense", "options")
+    table = Record("mnist_variants", {"eps": [0.0]}, place.results, keys=keys)
     generator = digit_choices.variants(table, images, place)
     for k, trial in enumerate(generator):
         assert trial.make()(images.images[:2]).shape == (2, 10)
         assert (trial.asked is None) == (trial.split == "validation")
         score = 900 if trial.options == {"step_size": 0.05} else k
         row = {"split": trial.split, "defense": trial.defense, "options": trial.options}
-        table.rows.append(row | {"correct": [score], "n": 2})
+        table.rows.append(row | {"correct": [score], "n": 1000})
     stored = place.record("mnist_variants")
     rows = [row for row in stored["rows"] if row["split"] == "validation"]
     assert stored["chosen"] == {"variant": "simple", "options": {"step_size": 0.05}}

@@ -304,7 +304,7 @@ def test_records_that_do_not_fit_are_refused_by_a_command(tmp_path, capsys):
     for text, message in (
         (
             good.replace('"schema": 1', '"schema": 7'),
-            r"quick\.json: expected schema 1, got 7",
+            r"quick\.json: expected schema 1 or 2, got 7",
         ),
         (good[: len(good) // 2], r"quick\.json is damaged"),
         (

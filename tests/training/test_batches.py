@@ -123,9 +123,9 @@ def test_random_crops_follow_from_the_epoch_and_not_from_the_workers(tmp_path, g
 def test_bad_folders_and_images_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="gone is not a folder"):
         data.list_folder(tmp_path / "gone")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "n01" / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no images"):
-        data.list_folder(tmp_path / "empty")
+        data.list_folder(tmp_path / "n01" / "empty")
     broken = folder / "n01" / "2.png"
     broken.write_bytes(broken.read_bytes()[:30])
     for workers in (0, 1):
