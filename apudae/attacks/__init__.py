@@ -52,13 +52,12 @@ What attacks are made of:
 - :func:`length`, :func:`project`, :func:`steepest`, :func:`in_ball`, :func:`uniforms`: balls
 """
 
-from ..core.calling import logits
 from ..core.norms import in_ball, length, project, steepest, uniforms
 from . import as_published
 from .adaptive import BPDA, EOT, Averaged, Exact, Fixed, ReconstructionAware, Surrogate, Uncut
 from .autoattack import apgd, square
 from .gradient import bim, fgsm, noise, pgd, rfgsm
 from .minimal import cw, deepfool
-from .objective import LOSSES, Best, Objective, View, cross_entropy, dlr, margin
+from .objective import LOSSES, Best, Objective, View, cross_entropy, dlr, logits, margin
 from .straight_through import StraightThrough
 from .suite import WorstCase, quantised, suite, taken

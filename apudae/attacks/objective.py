@@ -5,6 +5,7 @@
 - :class:`View`: a model as an attacker sees it; :class:`Objective`: losses and image gradients of
   a model or a view
 - :class:`Best`: each image's strongest iterate
+- :func:`logits`: a model that returns more than its logits, as one that does not
 - :func:`check_attack`, :func:`by_chunk`, :func:`check_inside`: what every attack does before,
   around and after
 """
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -32,6 +33,7 @@ from ..core.arguments import (
     warn,
 )
 from ..core.calling import (
+    ModelError,
     bounded,
     evaluating,
     logits_of,
@@ -389,3 +391,33 @@ def _chunk(x: Tensor) -> int:
     pixels, on_cpu = x[0].numel(), x.device.type == "cpu"
     most = max(8, min(250, 2**18 // pixels)) if on_cpu else max(1, 2**23 // pixels)
     return math.ceil(len(x) / math.ceil(len(x) / most))
+
+
+class _Taken(nn.Module):
+    def __init__(self, model: Callable[..., object], key: str | int | None) -> None:
+        super().__init__()
+        self.model, self.key = model, key
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, key = self.model(x), self.key
+        named = isinstance(out, Mapping)
+        if key is None:
+            return out
+        try:
+            return getattr(out, key) if isinstance(key, str) and not named else out[key]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            has = list(out) if named else type(out).__name__
+            raise ModelError(f"key: the model's output has no {key!r}, it is {has}") from error
+
+
+def logits(model: Callable[..., object], key: str | int | None = "logits") -> nn.Module:
+    """A model of yours as attacks need it, images -> logits; gradients and modes are the model's.
+
+    Args:
+        model: a module that returns a dict, an object or a tuple with the logits in it. Or a plain
+            function; of networks that it calls the mode stays as it is, so call ``.eval()``.
+        key: where in the output they are: a key, an attribute, or the place in a tuple; None for
+            the output itself.
+    """
+    require(callable(model), f"model: expected a module or a function, got {type(model).__name__}")
+    return _Taken(model, key)

@@ -2,7 +2,6 @@
 
 - :func:`called`: the one place where a module is given images; its input stays as it was
 - :func:`logits_of`, :func:`ask`: the logits, of the model as it is or of a known draw
-- :func:`logits`: a model that returns more than its logits, as one that does not
 - :func:`evaluating`, :func:`in_training`, :func:`warn_if_training`: its mode
 - :func:`unwrapped`, :func:`takes_keys`, :func:`differentiable`, :func:`looks_like_probabilities`,
   :func:`is_random`, :func:`looks_at_the_batch`: what it is
@@ -14,7 +13,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
@@ -128,36 +127,6 @@ def logits_of(model: nn.Module, x: Tensor, **keys: object) -> Tensor:
     out = called(model, x, **keys)
     check_output(out, x)
     return out if out.dtype in (torch.float32, torch.float64) else out.float()
-
-
-class _Taken(nn.Module):
-    def __init__(self, model: Callable[..., object], key: str | int | None) -> None:
-        super().__init__()
-        self.model, self.key = model, key
-
-    def forward(self, x: Tensor) -> Tensor:
-        out, key = self.model(x), self.key
-        named = isinstance(out, Mapping)
-        if key is None:
-            return out
-        try:
-            return getattr(out, key) if isinstance(key, str) and not named else out[key]
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            has = list(out) if named else type(out).__name__
-            raise ModelError(f"key: the model's output has no {key!r}, it is {has}") from error
-
-
-def logits(model: Callable[..., object], key: str | int | None = "logits") -> nn.Module:
-    """A model of yours as attacks need it, images -> logits; gradients and modes are the model's.
-
-    Args:
-        model: a module that returns a dict, an object or a tuple with the logits in it. Or a plain
-            function; of networks that it calls the mode stays as it is, so call ``.eval()``.
-        key: where in the output they are: a key, an attribute, or the place in a tuple; None for
-            the output itself.
-    """
-    require(callable(model), f"model: expected a module or a function, got {type(model).__name__}")
-    return _Taken(model, key)
 
 
 def bounded(logits: Tensor) -> Tensor:
