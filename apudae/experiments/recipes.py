@@ -17,9 +17,8 @@ from ..core.files import locked, sha256_of, sweep
 from ..core.prints import data_print
 from .place import Options, Place
 
-Given = Callable[
-    [nn.Module], training.Task
-]  # the classifier that is defended -> what a network learns
+# The classifier that is defended -> what a network learns.
+Given = Callable[[nn.Module], training.Task]
 
 
 @dataclass(frozen=True)
