@@ -393,7 +393,7 @@ FAULTS = [
     Fault(
         "resumed with other settings",
         "training/fit.py",
-        "if found != value:",
+        "if found != value and not later:",
         'if name not in state["settings"]:',
         "a run is gone on with as another",
     ),

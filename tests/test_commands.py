@@ -73,7 +73,7 @@ def ends(room: str, argv: list[str], capsys) -> tuple[object, str]:
     return status or 0, (seen.err.strip() or "\n").splitlines()[-1]
 
 
-NUMBERS = ["nan", "inf", "-inf", "1e999", "-1", "a", "", "0x1", "1,5"]
+NUMBERS = ["nan", "inf", "-inf", "1e999", "-1", "a", "", "0x1", "1,5", "1_0"]
 COUNTS = [*NUMBERS, "0", "1.5", "1e3", "²"]
 BAD = [
     *[("training", [f"--{o}", v]) for o in ("epochs", "batch-size") for v in COUNTS],
@@ -82,8 +82,9 @@ BAD = [
     *[("training", ["--task", "denoising", "--sigma", v]) for v in (*NUMBERS, "0")],
     *[("training", ["--lr", v]) for v in (*NUMBERS, "0")],
     *[("training", [f"--{o}", v]) for o in ("weight-decay", "ema") for v in NUMBERS],
-    *[("training", ["--seed", v]) for v in ("-1", "1.5", "a", "nan", str(2**63))],
-    *[("training", ["--workers", v]) for v in ("-1", "1.5", "a")],
+    *[("training", ["--seed", v]) for v in ("-1", "1.5", "a", "nan", "1_0", str(2**63))],
+    *[("training", ["--workers", v, "--data", "."]) for v in ("-1", "1.5", "a", "1_0")],
+    *[("training", ["--size", v, "--data", "."]) for v in COUNTS],
     *[("training", ["--option", v]) for v in ("width", "width=", "width=a", "width=-1", "width=²")],
     *[("training", ["--option", v]) for v in ("width=0", "wide=3", "=3", "width=1.5")],
     *[("training", ["--device", v]) for v in ("tpu", "cuda:7", "cuda")],
@@ -104,10 +105,10 @@ BAD = [
     ("evaluation", ["--eps", "0.1", "0.1"]),
     ("evaluation", ["--eps", "0.1", "0.10000001"]),  # one file for both
     *[("evaluation", ["--n", v]) for v in (*COUNTS, "-3")],
-    *[("evaluation", ["--seed", v]) for v in ("-1", "1.5", "a", str(2**63))],
+    *[("evaluation", ["--seed", v]) for v in ("-1", "1.5", "a", "1_0", str(2**63))],
     *[("evaluation", ["--device", v]) for v in ("tpu", "cuda:7", "cpuu", "")],
-    *[("evaluation", ["--steps", v, "--purifier", "adaptive"]) for v in ("-1", "1.5", "a")],
-    *[("evaluation", ["--step-size", v, "--purifier", "adaptive"]) for v in ("0", "-1", "nan")],
+    *[("evaluation", ["--steps", v, "--purifier", "adaptive"]) for v in ("-1", "1.5", "a", "1_0")],
+    *[("evaluation", ["--step-size", v, "--purifier", "adaptive"]) for v in ("0", "nan", "1_0")],
     *[("evaluation", ["--steps", "3", "--purifier", p]) for p in ("none", "direct", "mine:text")],
     ("evaluation", ["--step-size", "0.1"]),
     *[
@@ -161,6 +162,89 @@ def test_a_good_command_line_begins(room, begun, capsys, monkeypatch):
         argv += ["--out", "out"]
     status, line = ends(room, argv, capsys)
     assert len(begun) == 1 and status == (3 if room == "training" else 0), line
+
+
+@pytest.mark.parametrize(
+    "bad", [["--record", v] for v in ("a b", "é b", ".a", "")] + [["--device", "meta"]]
+)
+def test_what_is_wrong_is_named_by_its_option(bad, begun, capsys):
+    status, line = ends("evaluation", [*GOOD["evaluation"], *bad], capsys)
+    assert status == 1 and begun == []
+    assert line.startswith(f"error: {bad[0]}: expected ") and line.endswith(f"got {bad[1]!r}")
+
+
+THEIRS = """
+import sys
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.layer = fault, nn.Linear(3, 3)
+    def forward(self, x):
+        return self.fault(self, x)
+class OneMode(Net):
+    def train(self, mode=True):
+        raise NotImplementedError("one mode only")
+def stop(net, x): raise NotImplementedError
+def value(net, x): raise ValueError("one\\ntwo")
+def deep(net, x): return deep(net, x)
+def key(): return Net(lambda net, x: {}["lost"])
+def division(): return Net(lambda net, x: x / (1 // 0))
+def file(): return Net(lambda net, x: open("nowhere.npy"))
+def attribute(): return Net(lambda net, x: net.head(x))
+def values(): return Net(value)
+def none(): return Net(stop)
+def leaves(): return Net(lambda net, x: sys.exit(0))
+def depth(): return Net(deep)
+def end(): return Net(lambda net, x: next(iter(())))
+def size(): return Net(lambda net, x: net.layer(x))
+def one_mode(): return OneMode(lambda net, x: net.layer(x))
+"""
+FAULTS = {
+    "key": "KeyError: 'lost'",
+    "division": "ZeroDivisionError: .*zero",
+    "file": "FileNotFoundError: .*nowhere.npy",
+    "attribute": "AttributeError: .*head",
+    "values": "one$",
+    "none": "NotImplementedError",
+    "leaves": "SystemExit: 0",
+    "depth": "recursion",
+    "end": "StopIteration",
+    "size": "shapes cannot be multiplied",
+}
+
+
+@pytest.fixture
+def theirs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    (tmp_path / "theirs.py").write_text(THEIRS, encoding="utf-8")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("option", ["--classifier", "--purifier"])
+def test_so_does_one_inside_their_forward(fault, option, theirs, capsys):
+    argv = [*GOOD["evaluation"], option, f"theirs:{fault}"]
+    assert MAINS["evaluation"](argv) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    first = next(line for line in lines if line.startswith(f"theirs:{fault}: failed with "))
+    assert "traceback of that code" in " ".join(lines[: lines.index(first) + 2])
+    assert "Traceback (most recent call last):" in lines
+    assert any('theirs.py", line' in line for line in lines)
+    assert re.match(f"error: theirs:{fault}: failed with .*{FAULTS[fault]}", lines[-1])
+
+
+def test_a_model_of_one_mode_is_taken(theirs, begun, capsys):
+    status, _ = ends("evaluation", [*GOOD["evaluation"], "--classifier", "theirs:one_mode"], capsys)
+    assert status == 0 and begun == ["evaluate"]
+
+
+def test_a_shipped_model_that_does_not_fit_the_images_is_told_in_one_line(monkeypatch, capsys):
+    colours = data.Split(torch.rand(20, 3, 28, 28), torch.zeros(20, dtype=torch.int64))
+    monkeypatch.setattr(evaluating.data, "load", lambda *args, **options: colours)
+    assert MAINS["evaluation"](GOOD["evaluation"]) == 1
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"error: model: fails on images \[3, 28, 28\].*\n", shown)
 
 
 @pytest.mark.parametrize("name", ["mine:build", "mine:leaves", "broken:build"])

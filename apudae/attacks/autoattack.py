@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import check_count, check_number, checked
+from ..core.arguments import check_count, check_number, checked, require
 from ..core.norms import Ball, length, per_image, uniforms, within_reach
 from .objective import Best, Objective, by_chunk, check_attack, dlr_targeted
 
@@ -179,8 +179,7 @@ def square(
     ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
     check_count(queries, "queries")
     check_number(p, "p", exclusive=True)
-    if p > 1:
-        raise ValueError(f"p: expected a share of at most 1, got {p!r}")
+    require(p <= 1, f"p: expected a share of at most 1, got {p!r}")
     if norm == "l2" and len(x) and min(x.shape[2:]) < 6:
         raise ValueError(f"x: Square in L2 needs 6 x 6 pixels or more, got {list(x.shape[2:])}")
     objective = Objective(model, "margin", targeted)

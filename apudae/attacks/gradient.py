@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..core.arguments import check_number, checked
+from ..core.arguments import check_number, checked, require
 from ..core.norms import Ball, normals, uniforms
 from .objective import Best, Objective, by_chunk, check_attack, keys_of
 
@@ -89,8 +89,7 @@ def rfgsm(
     ball = check_attack(model, x, y, eps, norm, mask=mask, index=index, batch_size=batch_size)
     alpha = eps / 2 if alpha is None else alpha
     check_number(alpha, "alpha")
-    if alpha > eps:
-        raise ValueError(f"alpha: expected at most eps = {eps:g}, the budget of both steps")
+    require(alpha <= eps, f"alpha: expected at most eps = {eps:g}, the budget of both steps")
     objective = Objective(model, loss, targeted)
 
     def attack(ball: Ball, y: Tensor, index: Tensor) -> Tensor:

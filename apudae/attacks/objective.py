@@ -6,8 +6,8 @@
   a model or a view
 - :class:`Best`: each image's strongest iterate
 - :func:`logits`: a model that returns more than its logits, as one that does not
-- :func:`check_attack`, :func:`by_chunk`, :func:`check_inside`: what every attack does before,
-  around and after
+- :func:`check_attack`, :func:`by_chunk`, :func:`fitting`, :func:`check_inside`: what every attack
+  does before, around and after
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..core.arguments import (
     check_mask,
     check_module,
     check_number,
+    odd,
     require,
     warn,
 )
@@ -241,8 +242,7 @@ def gradient_of(loss: Tensor, x: Tensor, *, retain: bool = False) -> Tensor:
     if loss.requires_grad:
         with telling(lambda: "model: autograd cannot differentiate it; try BPDA"):
             (gradient,) = torch.autograd.grad(loss, x, retain_graph=retain, allow_unused=True)
-    if gradient is None:
-        raise ValueError("model: the logits carry no gradient of the images")
+    require(gradient is not None, "model: the logits carry no gradient of the images")
     return gradient
 
 
@@ -265,6 +265,14 @@ class Best:
     def places(self, *, standing: bool) -> Tensor:
         """Places of all images, or only of those that still stand."""
         return (~self.fallen | (not standing)).nonzero().flatten()
+
+
+def beyond_all(eps: float, norm: str, x: Tensor) -> str:
+    """That a radius holds all images there are, and what may be meant; or nothing."""
+    if not len(x) or not math.inf > eps > (most := within_reach(eps, norm, x)):
+        return ""
+    hint = f"; did you mean {eps:g} / 255?" if eps <= 255 else ""
+    return f"{eps:g} is more than any two images differ by, {most:.3g} in {norm}{hint}"
 
 
 def check_attack(
@@ -301,9 +309,8 @@ def check_attack(
     if not (unbounded and eps == float("inf")):
         check_number(eps, "eps")
     check_norm(norm)
-    if len(x) and math.inf > eps > (most := within_reach(eps, norm, x)):
-        hint = f"; did you mean {eps:g} / 255?" if eps <= 255 else ""
-        warn(f"eps: {eps:g} is more than any two images differ by, {most:.3g} in {norm}{hint}")
+    if told := beyond_all(eps, norm, x):
+        warn(f"eps: {told}")
     for name, value in counts.items():
         check_count(value, name)
     if batch_size is not None:
@@ -353,21 +360,24 @@ def keys_of(x: Tensor, index: Tensor | None) -> Tensor:
     return torch.arange(len(x)) if index is None else index.cpu()
 
 
+def fitting(images: Tensor, x: Tensor, name: str) -> Tensor:
+    """What an attack returned, without its graph; ``ValueError`` if it is no images like ``x``."""
+    told = f"attacks: {name!r} returned"
+    require(isinstance(images, Tensor), f"{told} a {type(images).__name__}, expected images")
+    require(images.device == x.device, f"{told} images on {images.device}, expected {x.device}")
+    fits = not odd(images) and images.shape == x.shape and images.is_floating_point()
+    what = odd(images) or f"shape {list(images.shape)} of {images.dtype}"
+    require(fits, f"{told} {what}, expected {list(x.shape)} of {x.dtype}")
+    return images.detach()
+
+
 def check_inside(images: Tensor, ball: Ball, name: str) -> Tensor:
     """What an attack returned, without its graph.
 
     Raises:
         ValueError: it is no such images, or outside the ball, its mask or [0, 1].
     """
-    x, told = ball.x, f"attacks: {name!r} returned"
-    require(isinstance(images, Tensor), f"{told} a {type(images).__name__}, expected images")
-    if images.shape != x.shape or not images.is_floating_point():
-        raise ValueError(
-            f"{told} shape {list(images.shape)} of {images.dtype}, expected {list(x.shape)} "
-            f"of {x.dtype}"
-        )
-    require(images.device == x.device, f"{told} images on {images.device}, expected {x.device}")
-    images = images.detach()
+    images = fitting(images, ball.x, name)
     low, high = images.min().item(), images.max().item()
     far = length(images - ball.x, ball.norm).max().item()
     if not (low >= 0 and high <= 1 and far <= ball.eps + 1e-5):
@@ -375,11 +385,8 @@ def check_inside(images: Tensor, ball: Ball, name: str) -> Tensor:
             f"attacks: {name!r} left the {ball.norm} ball of radius {ball.eps:g} or [0, 1]: it "
             f"went {far:.4g} far, to values in [{low:.4g}, {high:.4g}]"
         )
-    beyond = length(images - ball.keep(images), "linf") > 1e-5
-    if beyond.any():
-        raise ValueError(
-            f"attacks: {name!r} changed pixels that the mask keeps, in {int(beyond.sum())} images"
-        )
+    beyond = int((length(images - ball.keep(images), "linf") > 1e-5).sum())
+    require(not beyond, f"attacks: {name!r} changed pixels that the mask keeps, in {beyond} images")
     return images
 
 

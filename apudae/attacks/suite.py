@@ -18,7 +18,7 @@ from ..core.norms import Ball
 from .autoattack import apgd, square
 from .gradient import pgd
 from .minimal import cw
-from .objective import Best, Objective, View, by_chunk, check_attack, check_inside, keys_of
+from .objective import Best, Objective, View, by_chunk, check_attack, check_inside, fitting, keys_of
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ def suite(
     """
     shared = {"index": index, "batch_size": batch_size}
     ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
-    if attacks is not None and not attacks:
-        raise ValueError("attacks: expected at least one")
+    require(attacks is None or attacks, "attacks: expected at least one")
     check_takes(attacks or {}, ball)
     index = keys_of(x, index)
     objective = Objective(model)
@@ -164,9 +163,10 @@ def quantised(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
             goes on behind the border (``early_stop=False``) loses less by rounding.
 
     Raises:
-        ValueError: on a call, images ``x`` that are not of levels k / 255 themselves.
+        ValueError: on a call, images ``x`` not of levels k / 255 themselves, or none returned.
     """
-    signature = inspect.signature(attack)
+    signature, inner = inspect.signature(attack), _layers(attack)[-1]
+    name = getattr(inner, "__name__", type(inner).__name__)
 
     @wraps(attack)
     def rounded(*args: Any, **options: Any) -> Tensor:
@@ -174,9 +174,9 @@ def quantised(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
         given.apply_defaults()
         given = given.arguments | options
         x = given["x"] if "x" in given else args[-2]
-        check_grid(x)
-        norm = given.get("norm", "l2" if _layers(attack)[-1] is _layers(cw)[-1] else "linf")
-        z = attack(*args, **options)
+        check_grid(x, given.get("eps", math.inf))
+        norm = given.get("norm", "l2" if inner is _layers(cw)[-1] else "linf")
+        z = fitting(attack(*args, **options), x, name)
         return Ball(x.detach().clamp(0, 1), given.get("eps", math.inf), norm).on_grid(z)
 
     return rounded

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 # Arithmetic in float32 may put a pixel a rounding error outside [0, 1].
 _SLACK = 1e-6
+LEVEL = (1 - 1e-4) / 255  # of an 8-bit file, less what rounding takes
 
 
 def require(met: object, message: str) -> None:
@@ -48,11 +49,10 @@ def check_images(x: Tensor, name: str = "x") -> None:
 
     Any floating dtype passes; an empty batch passes.
     """
-    kind = type(x).__name__
-    require(isinstance(x, Tensor), f"{name}: expected a tensor [N, C, H, W], got {kind}")
+    require(not odd(x), f"{name}: expected a tensor [N, C, H, W], got {odd(x)}")
     require(x.ndim == 4, f"{name}: expected 4 dimensions [N, C, H, W], got shape {list(x.shape)}")
     require(
-        x.is_floating_point(),
+        x.is_floating_point() and x.dtype.itemsize > 1,
         f"{name}: expected floating-point images in [0, 1], got {x.dtype}; "
         "divide 8-bit images by 255",
     )
@@ -70,9 +70,8 @@ def check_images(x: Tensor, name: str = "x") -> None:
 
 def check_labels(y: Tensor, n: int, classes: int | None = None, name: str = "y") -> None:
     """Raise ``ValueError`` unless ``y`` holds ``n`` int64 labels in ``0 .. classes - 1``."""
-    what = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-    fits = isinstance(y, Tensor) and y.ndim == 1
-    require(fits, f"{name}: expected a tensor of labels [N], got {what}")
+    what = odd(y) or f"shape {list(y.shape)}"
+    require(not odd(y) and y.ndim == 1, f"{name}: expected a tensor of labels [N], got {what}")
     require(y.dtype == torch.int64, f"{name}: expected int64 labels, got {y.dtype}")
     require(len(y) == n, f"{name}: expected {n} labels, one per image, got {len(y)}")
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
@@ -88,23 +87,27 @@ def check_mask(mask: Tensor, x: Tensor, name: str = "mask") -> Tensor | None:
     Raises:
         ValueError: not truth values (or 0 and 1) that fit the images, or one of which none may.
     """
-    what = f"shape {list(mask.shape)}" if isinstance(mask, Tensor) else _shown(mask)
-    fits = isinstance(mask, Tensor) and 2 <= mask.ndim <= 4 and mask.shape[-2:] == x.shape[-2:]
+    what = odd(mask) or f"shape {list(mask.shape)}"
+    fits = not odd(mask) and 2 <= mask.ndim <= 4 and mask.shape[-2:] == x.shape[-2:]
     # Counted from the last side: those that a mask has not are as good as 1.
     fits = fits and all(k in (1, n) for k, n in zip(mask.shape[::-1], x.shape[::-1], strict=False))
     wanted = f"a tensor [H, W], [C, H, W] or [N, C, H, W] for images {list(x.shape)}"
     require(fits, f"{name}: expected {wanted}, got {what}")
-    odd = mask[(mask != 0) & (mask != 1)]
-    require(not len(odd), f"{name}: expected true and false, or 1 and 0, got {odd[:1].tolist()}")
+    grey = mask[(mask != 0) & (mask != 1)]
+    require(not len(grey), f"{name}: expected true and false, or 1 and 0, got {grey[:1].tolist()}")
     mask = mask.to(x.device).bool().expand(x.shape)
     fixed = int((~mask.flatten(1).any(1)).sum())
     require(not fixed, f"{name}: in {fixed} of {len(x)} images no pixel may change")
     return None if mask.all() else mask
 
 
-def check_grid(x: Tensor, name: str = "x") -> None:
-    """Raise ``ValueError`` unless images are such as an 8-bit file holds: k / 255."""
+def check_grid(x: Tensor, eps: float = math.inf, name: str = "x") -> None:
+    """Raise ``ValueError`` unless images are such as 8-bit files hold, k / 255, and ε a level."""
     check_images(x, name)
+    require(
+        eps > LEVEL,
+        f"eps: {eps:.4g} is less than a grey level, 1 / 255: on the 8-bit grid nothing can change",
+    )
     grey = 255 * x.detach().double()
     for value in (grey[(grey - grey.round()).abs() > 1e-3] / 255)[:1].tolist():
         raise ValueError(
@@ -166,7 +169,7 @@ def check_device(value: torch.device | str, name: str = "device") -> torch.devic
     """Raise ``ValueError`` unless there is such a device on this machine."""
     try:
         device = torch.device(value)
-        known = device.type in ("cpu", "cuda", "meta") or getattr(torch, device.type).is_available()
+        known = device.type in ("cpu", "cuda") or getattr(torch, device.type).is_available()
     except (AttributeError, RuntimeError, TypeError):
         known = False
     require(known, f"{name}: expected 'cpu' or 'cuda', got {_shown(value)}")
@@ -201,12 +204,9 @@ def check_output(out: object, x: Tensor) -> None:
         if not isinstance(out, (tuple, list, Mapping)) and not hasattr(out, "logits"):
             hint = "let its forward return them as a tensor"
         raise ValueError(f"{wanted}, got {_shown(out)}; {hint}")
-    strided = out.layout == torch.strided
-    fits = strided and out.ndim == 2 and len(out) == len(x)
-    fits = fits and not (out.is_complex() or out.is_quantized)
-    kind = out.dtype if strided else f"{out.dtype}, {out.layout}"
-    require(fits, f"{wanted}, got shape {list(out.shape)} of {kind}")
     require(out.device == x.device, f"{wanted} on {x.device}, where images are, got {out.device}")
+    what = odd(out) or f"shape {list(out.shape)} of {out.dtype}"
+    require(not odd(out) and out.ndim == 2 and len(out) == len(x), f"{wanted}, got {what}")
 
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
@@ -308,9 +308,18 @@ def _told(hint: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str, torch.device)):
         return repr(value)
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def odd(value: object) -> str:
+    """What a value is, if no tensor of real numbers that lie in memory one by one; or nothing."""
+    if not isinstance(value, Tensor):
+        return _shown(value)
+    plain = not (value.is_complex() or value.is_quantized or value.is_nested or value.is_meta)
+    kind = f"{'nested ' * value.is_nested}tensor of {value.dtype}, {value.layout}"
+    return "" if plain and value.layout == torch.strided else f"a {kind} on {value.device}"
 
 
 def check_writable(folder: Path, name: str) -> None:
@@ -333,7 +342,7 @@ def option(kind: type = int, **limits: Any) -> Callable[[str], float]:
     def read(text: str) -> float:
         value: Any = text  # refused below if it is no number
         with suppress(ValueError):
-            value = kind(text)
+            value = kind(text.replace("_", "?"))  # which Python would skip
         try:
             return (check_count if kind is int else check_number)(value, "", **limits)
         except ValueError as error:
@@ -370,11 +379,10 @@ def told(work: Callable[[], object]) -> str | int | None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from what was stored", file=sys.stderr)
         return 130
-    except ForeignError as error:
-        print(f"{error}; what follows is the traceback of that code:", file=sys.stderr)
-        traceback.print_exception(error.__cause__)
-        return f"error: {error}"
-    except (OSError, ImportError, RuntimeError, ValueError) as error:
+    except (ForeignError, OSError, ImportError, RuntimeError, ValueError) as error:
+        if isinstance(error, ForeignError):
+            print(f"{error}; what follows is the traceback of that code:", file=sys.stderr)
+            traceback.print_exception(error.__cause__)
         lines = str(error).split("\n")  # from a worker process a whole traceback, its end last
         lines = lines[-2:] if "Traceback" in str(error) else lines
         return f"error: {' '.join(' '.join(lines).split())}"

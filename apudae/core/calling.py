@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import CodeType
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,10 @@ _BEYOND = 1000  # times the largest logit: a class as far below it cannot win
 
 
 class ModelError(ValueError, RuntimeError):
-    """A module that cannot do with its images; what torch says about it is in the message."""
+    """A module that cannot do with its images; what was said of it is in the message."""
 
 
-_PASSED_ON = (ModelError, NotImplementedError, RecursionError, torch.OutOfMemoryError)
+_PASSED_ON = (ModelError, NotImplementedError, MemoryError, torch.OutOfMemoryError, Warning)
 _IN_PLACE = "{}: it changes its input in place; let it work on a copy"
 
 
@@ -40,39 +41,53 @@ def telling(what: Callable[[], str], name: str = "model") -> Iterator[None]:
     """Say ``what()`` failed before torch's own words; they are kept, and so is the traceback."""
     try:
         yield
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        by_torch = frames[-1].f_globals.get("__name__", "").startswith("torch")
+    except Exception as error:
+        *_, (last, _) = traceback.walk_tb(error.__traceback__)
         # What this package says of an argument names it already.
-        ours = isinstance(error, ValueError) and not by_torch
-        if ours or isinstance(error, _PASSED_ON):
+        inside = last.f_globals.get("__name__", "").startswith("apudae.")
+        if isinstance(error, _PASSED_ON) or (inside and isinstance(error, ValueError)):
             raise
-        words = str(error).strip().splitlines() or [type(error).__name__]
+        words = str(error).strip().splitlines() or [""]
         if "in-place operation" in words[0]:
             raise ModelError(_IN_PLACE.format(name)) from error
-        raise ModelError(f"{what()}: {words[-1 if 'TorchScript' in words[0] else 0]}") from error
+        word = words[-1 if "TorchScript" in words[0] else 0]
+        if not (word and isinstance(error, (RuntimeError, ValueError))):
+            word = f"{type(error).__name__}: {word}".removesuffix(": ")
+        if isinstance(error, StopIteration):  # itself as the cause, contextlib lets it pass
+            error = StopIteration(*error.args).with_traceback(error.__traceback__)
+        raise ModelError(f"{what()}: {word}") from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module in what only hands images on to it: told by type, never by a name.
 
     DataParallel, the distributed one, an average of weights, torch.compile, and a Sequential of
-    nothing else. One with hooks or a ``forward`` of its own may do more than hand on.
+    nothing else. One with hooks or a call of its own may do more than hand on.
     """
     compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
-    while not any(getattr(model, f"_forward{kind}hooks", None) for kind in ("_", "_pre_")):
-        handing_on = getattr(type(model), "forward", None) in [k.forward for k in _WRAPPERS]
-        if isinstance(model, compiled):
+    inner = [model]
+    while len(inner) == 1:
+        (model,) = inner
+        if isinstance(model, compiled) and not _hooks(model):
             inner = [model.get_submodule("_orig_mod")]
-        elif not handing_on or "forward" in vars(model):
-            break
-        else:
+        elif _works_as(model, *_WRAPPERS):
             inner = list(model) if isinstance(model, nn.Sequential) else [model.module]
-            inner = [layer for layer in inner if type(layer) is not nn.Identity]
-        if len(inner) != 1:
+            inner = [layer for layer in inner if not _works_as(layer, nn.Identity)]
+        else:
             break
-        model = inner[0]
     return model
+
+
+def _hooks(module: nn.Module) -> list[Callable]:
+    kinds = (getattr(module, f"_forward{kind}hooks", {}) for kind in ("_", "_pre_"))
+    return [hook for hooks in kinds for hook in hooks.values()]
+
+
+def _works_as(module: nn.Module, *kinds: type) -> bool:
+    """Whether its call does what that of one of these types does: no hook, no method of its own."""
+    ways = ("forward", "__call__", "scatter", "gather")
+    mine, *theirs = ([getattr(k, way, None) for way in ways] for k in (type(module), *kinds))
+    return mine in theirs and "forward" not in vars(module) and not _hooks(module)
 
 
 def takes_keys(model: nn.Module) -> bool:
@@ -84,7 +99,7 @@ def takes_keys(model: nn.Module) -> bool:
 
 
 def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> object:
-    """What a module returns for images, in its own type: the one place where one is called.
+    """What a module returns for images fed in its own type: the one place where one is called.
 
     Without a graph it works on a copy. Images that it changed are put back, and it is refused:
     what is done in place reaches the next model, and autograd does not know of it.
@@ -119,7 +134,7 @@ def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> 
     if not same:
         fed.data.copy_(kept.data)
         raise ModelError(_IN_PLACE.format(name))
-    return out
+    return out.as_subclass(Tensor) if isinstance(out, Tensor) and type(out) is not Tensor else out
 
 
 def logits_of(model: nn.Module, x: Tensor, **keys: object) -> Tensor:
@@ -152,14 +167,36 @@ def in_training(model: nn.Module) -> str:
     return ", ".join(sorted({type(layer).__name__ for layer in layers}))
 
 
+# Layers that always ask for their mode, by class or file, and when they act by it.
+_MODES: dict[object, Callable[..., bool]] = {
+    "torch.nn.modules.dropout": lambda layer: layer.p > 0,
+    "torchvision.ops.drop_block": lambda layer: layer.p > 0,
+    "torchvision.ops.stochastic_depth": lambda layer: layer.p > 0,
+    "torch.nn.modules.instancenorm": lambda layer: layer.track_running_stats,
+    "torch.nn.modules.rnn": lambda layer: getattr(layer, "num_layers", 1) > 1 and layer.dropout > 0,
+    "torch.nn.modules.transformer": lambda layer: False,  # its parts may
+    nn.MultiheadAttention: lambda layer: layer.dropout > 0,
+}
+
+
 def _has_modes(layer: nn.Module) -> bool:
-    if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)):
-        return layer.dropout > 0
-    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
-        return layer.track_running_stats
-    # Dropout, batch norm and what others write ask for their mode as they go forward.
-    code = getattr(inspect.unwrap(layer.forward), "__code__", None)
-    return code is not None and "training" in code.co_names
+    """Whether ``forward``, what it names of the layer, or a hook asks for the mode."""
+    kinds = [kind for kind in type(layer).__mro__ if kind not in nn.Module.__mro__]
+    acts = {kind: _MODES.get(kind, _MODES.get(kind.__module__)) for kind in kinds}
+    own = [vars(layer), *(vars(kind) for kind in kinds if acts[kind] is None)]
+    todo = [names["forward"] for names in own if "forward" in names][:1] + _hooks(layer)
+    words: set[str] = set()
+    while todo:
+        what = todo.pop()
+        what = inspect.unwrap(getattr(what, "fget", getattr(what, "func", what)))
+        call = type(what).__call__ if callable(what) else what
+        code = getattr(what, "__code__", getattr(call, "__code__", call))
+        if isinstance(code, CodeType):
+            todo += [part for part in code.co_consts if isinstance(part, CodeType)]
+            found = {*code.co_names, *(part for part in code.co_consts if isinstance(part, str))}
+            todo += [names[word] for word in found - words for names in own if word in names]
+            words |= found
+    return "training" in words or any(known(layer) for known in acts.values() if known)
 
 
 def warn_if_training(model: nn.Module) -> None:
@@ -228,7 +265,7 @@ def differentiable(model: nn.Module, x: Tensor) -> bool:
             logits = ask(model, z)
             if logits.requires_grad:
                 torch.autograd.grad(logits.sum(), z, allow_unused=True)
-    except RuntimeError as error:  # on the way back, or of a step inside the model
+    except Exception as error:  # on the way back, or of a step inside the model
         inner = logits is None and "is not implemented" not in str(error)
         if inner or isinstance(error, torch.OutOfMemoryError):
             raise

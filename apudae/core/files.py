@@ -44,8 +44,7 @@ def verify(path: Path, expected: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; reinstall the package or restore the file")
     found = sha256_of(path)
-    fits = found == expected
-    require_whole(fits, f"{path} is damaged: SHA-256 is {found}, expected {expected}")
+    require_whole(found == expected, f"{path} is damaged: SHA-256 is {found}, expected {expected}")
 
 
 # The last entry of what `write_json` writes; recognised even where a bit of its name is flipped.
@@ -61,11 +60,13 @@ def read_json(path: Path, *, sealed: Callable[[Any], bool] = lambda found: False
         sealed: whether what was found must have had a digest; older versions wrote none.
 
     Raises:
-        RuntimeError: it is damaged, no JSON, or holds a number that is not finite; it is named.
+        RuntimeError: it is damaged, no file, no JSON, or holds a name twice or a number that is
+            not finite; it is named.
     """
     try:
+        require(path.is_file(), "it is no file")
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        found = _DECODER.decode(text)
         if seal := _SEAL.search(text):
             unsealed = text[: seal.start(1)] + _UNSEALED + text[seal.end(1) :]
             require(seal[1] == _sha256(unsealed), "its SHA-256 does not fit what it holds")
@@ -83,22 +84,40 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ValueError: a number in it is not finite, a value no plain data, or a name ``"sha256"``.
     """
     require("sha256" not in content, f"{path}: 'sha256' is the name of the digest at its end")
-    whole = {**content, "sha256": _UNSEALED}
-    try:
-        text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be written as JSON: {error}") from error
+    text = as_json({**content, "sha256": _UNSEALED}, path)
     before, after = text.rsplit(_UNSEALED, 1)
     write_aside(path, (before + _sha256(text) + after).encode())
+
+
+def as_json(content: Any, name: object) -> str:
+    """The text of plain data; ``ValueError`` with a name for what could not be read again."""
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        _DECODER.decode(text.encode().decode())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{name}: cannot be written as JSON: {error}") from error
+    return text
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)!r} stands there twice")
+    return found
+
+
 def _finite(text: str) -> float:
-    require(math.isfinite(number := float(text)), f"{text} is no finite number")
-    return number
+    require(math.isfinite(number := float(text)), f"{text[:20]} is no finite number")
+    return int(text) if text.lstrip("-").isdigit() else number
+
+
+_NUMBERS = dict.fromkeys(("parse_constant", "parse_float", "parse_int"), _finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, **_NUMBERS)
 
 
 def check_sums(path: Path) -> None:
@@ -178,8 +197,11 @@ def check_like(ours: Any, theirs: Any, what: str) -> None:
 
 
 def inside(folder: Path, name: str, ending: str = "") -> Path:
-    """The file of a name in a folder; ``ValueError`` for a name that leads elsewhere."""
-    return folder / f"{check_name(name)}{ending}"
+    """The file of a name in a folder; ``ValueError`` if it leads elsewhere, or is too long."""
+    path = folder / f"{check_name(name)}{ending}"
+    fits = len(_hidden(path, _LOCK).name.encode()) < 256
+    require(fits, f"name: {name[:20]}... is too long for a file")
+    return path
 
 
 def write_aside(path: Path, content: bytes) -> None:
@@ -275,7 +297,7 @@ def sweep_weights(folder: Path, name: str, keep: Collection[str]) -> None:
 
 def weights_file(name: str, sha256: str) -> str:
     """What a safetensors file is called: by a name, and a part of its content's SHA-256."""
-    return f"{check_name(name)}-{sha256[:8]}.safetensors"
+    return inside(Path(), name, f"-{sha256[:8]}.safetensors").name
 
 
 def model_fingerprint(model: nn.Module) -> str:

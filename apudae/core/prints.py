@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+import functools
 import hashlib
 import inspect
 import itertools
@@ -12,7 +14,6 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .files import fingerprint
 from .norms import keyed
 
 ASKED, NOISE = 8, 0.1  # images whose logits are kept, and the largest noise on their pixels
+CHANGING = "changes as it is asked"  # in place of a print
 # What older records lack: it is taken to be as it is now.
 LATER = ("exact", "data_exact", "model", "own_attacks_sha256")
 # Prints that tell less, and those that decide where both are there.
@@ -59,17 +61,20 @@ def identity(model: nn.Module, x: Tensor, index: Tensor | None = None) -> dict[s
         index: of the images, int64 ``[N]``; by default their places.
 
     Returns:
-        ``{"sha256", "answers"}``; a text of logits, of six digits each, per asked image.
+        ``{"sha256", "answers"}``; a text of logits, of six digits each, per asked image. The print
+        is :data:`CHANGING` if the second call finds another one than it leaves.
     """
     few = x[:ASKED]
     # Of a random model two draws are asked: 0 of the clean images, 1 of the noisy ones.
     index = torch.arange(len(few)) if index is None else index[:ASKED]
     noise = torch.rand(few.shape, generator=keyed(0, ASKED)).to(few) * 2 - 1
+    logits, prints = [], []
     with evaluating(model):
-        asked = (few, (few + NOISE * noise).clamp(0, 1))
-        logits = [ask(model, z, index=index, draw=draw) for draw, z in enumerate(asked)]
+        for draw, z in enumerate((few, (few + NOISE * noise).clamp(0, 1))):
+            logits.append(ask(model, z, index=index, draw=draw))
+            prints.append(model_print(model))  # after the first call, which may fill a cache
     answers = [" ".join(f"{value:.6g}" for value in row) for row in torch.cat(logits).tolist()]
-    return {"sha256": model_print(model), "answers": answers}
+    return {"sha256": prints[0] if len(set(prints)) == 1 else CHANGING, "answers": answers}
 
 
 def unlike(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
@@ -77,6 +82,8 @@ def unlike(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
 
     Answers may differ by a thousandth: processors round differently.
     """
+    if now["sha256"] == CHANGING:
+        return "it keeps what its own calls change; let counts be whole numbers named like _calls"
     if now["sha256"] != then["sha256"]:
         return "its weights, other values, or code differ"
     ours, theirs = ([text.split() for text in found["answers"]] for found in (now, then))
@@ -114,8 +121,11 @@ def differences(about: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     return [name for name in found if REPLACED.get(name) not in same]
 
 
-def model_print(model: object) -> str:
+def model_print(model: object, trained: nn.Module | None = None) -> str:
     """SHA-256 of all that a model keeps and of the code that it runs.
+
+    Weights and buffers of ``trained`` count by shape, type, and whether they are frozen: what is
+    trained changes them.
 
     Tensors and arrays wherever it keeps them, other values, what functions close over, and the
     source of classes and functions that are neither torch's nor this package's. What has no source,
@@ -123,11 +133,13 @@ def model_print(model: object) -> str:
     global or closed over do not count: a model may count its calls there. What it *answers* is
     stored beside it.
     """
-    return _Printer().of(model).hex()
+    return _Printer(trained).of(model).hex()
 
 
 _OWN = ("torch", "torchvision", "apudae")  # of these the names tell the code
 _STANDARD = sys.stdlib_module_names - {"builtins"}  # what is made by `exec` says it is from there
+_BY_ATTRIBUTES = {"functools", "types"}  # all else of it is looked at as pickle does
+_PLAIN = (int, float, complex, str, bytes, bytearray)
 _WRITTEN_IN_PYTHON = 1 << 9  # or at least not a type of the interpreter itself
 _SKIP = {"training", "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"}
 _CLOSED = ("torch._", "torch.fx", "torch.jit")  # machinery that nothing is said of
@@ -137,7 +149,9 @@ _FUNCTIONS = (types.FunctionType, staticmethod, classmethod, property)
 class _Printer:
     """Digests of objects, each looked at once; one that contains itself counts by its type."""
 
-    def __init__(self) -> None:
+    def __init__(self, trained: nn.Module | None) -> None:
+        changing = () if trained is None else (*trained.parameters(), *trained.buffers())
+        self.changing = {id(value) for value in changing}
         self.known: dict[int, bytes] = {}
         self.alive: list[object] = []  # so that no number of an object is used again
 
@@ -158,12 +172,15 @@ class _Printer:
 
     def parts(self, value: Any) -> Iterator[str | bytes]:
         """What tells an object from others of its type."""
-        if isinstance(value, Tensor):
+        if id(value) in self.changing:
+            yield f"{value.dtype} {list(value.shape)} {value.requires_grad}"
+        elif isinstance(value, Tensor):
             yield str(value.dtype)
             for part in _dense(value):
                 yield str(list(part.shape))
                 yield _bytes(part)
             yield str(list(value.shape))
+            yield from self.attributes(value, private=False)  # those are the compiler's
         elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
             yield from (value.dtype.str, str(value.shape), value.tobytes())
         elif isinstance(value, np.ndarray):
@@ -174,10 +191,13 @@ class _Printer:
             yield from (self.of(value.__func__), self.of(getattr(value, "__self__", None)))
         elif isinstance(value, property):
             yield from map(self.of, (value.fget, value.fset))
-        elif isinstance(value, partial):
+        elif isinstance(value, functools.partial):
             yield from map(self.of, (value.func, value.args, value.keywords))
         elif isinstance(value, types.FunctionType):
             yield from self.function(value)
+            yield from self.attributes(value)
+        elif hasattr(type(value), "cache_info"):  # of lru_cache
+            yield self.of(value.__wrapped__)
         elif isinstance(value, types.BuiltinFunctionType | np.ufunc):
             yield getattr(value, "__qualname__", value.__name__)
         elif isinstance(value, Enum):
@@ -200,17 +220,26 @@ class _Printer:
                 yield from (self.of(key), self.of(item))
         elif isinstance(value, (list, tuple)) or kind.__module__ == "collections":
             yield from map(self.of, value)
+        elif base := next((base for base in _PLAIN if isinstance(value, base)), None):
+            yield repr(base(value))
         if isinstance(value, nn.Module):
             yield from map(self.of, _hidden(value))
-        elif kind.__module__.partition(".")[0] in _STANDARD and kind is not types.SimpleNamespace:
+        elif kind.__module__.partition(".")[0] in _STANDARD - _BY_ATTRIBUTES:
+            if kind.__module__ != "random":  # a state that moves with each draw
+                reduce = copyreg.dispatch_table.get(kind, lambda value: value.__reduce_ex__(2))
+                yield from map(self.of, reduce(value)[1:3])
             return
         if kind.__module__.startswith(_CLOSED):
             yield self.of(list(getattr(value, "_modules", {}).items()))
             return
-        slots = {name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}
+        yield from self.attributes(value)
+
+    def attributes(self, value: Any, private: bool = True) -> Iterator[str | bytes]:
+        """Of any object, in slots too; whole numbers in private ones are left out."""
+        slots = {name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())}
         inner = {k: getattr(value, k) for k in slots if hasattr(value, k)}
         for key, item in sorted((inner | getattr(value, "__dict__", {})).items()):
-            if key in _SKIP or (key.startswith("_") and _counts(item)):
+            if key in _SKIP or (key.startswith("_") and (not private or _counts(item))):
                 continue
             if "hooks" in key and isinstance(item, Mapping):  # their keys count up
                 item = list(item.values())

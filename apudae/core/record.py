@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from .arguments import check_count, check_number, require
+from .arguments import check_count, check_number, check_type, require
 from .files import (
     check_sums,
     inside,
@@ -90,7 +91,7 @@ class Record:
 
     def _stored(self) -> Row:
         """What the file holds beside this account; empty without one, or if it begins anew."""
-        if not self.path.is_file():
+        if not self.path.exists():
             return {}
         old = load(self.name, self.folder, self.keys)
         differ = differences(self.about, old)
@@ -193,7 +194,7 @@ class Record:
 
 def names(folder: Path) -> list[str]:
     """Names of the records in a folder."""
-    return sorted(path.stem for path in folder.glob("*.json"))
+    return sorted(path.stem for path in folder.glob("*.json") if path.is_file())
 
 
 def load(name: str, folder: Path, keys: Sequence[str] = ()) -> Row:
@@ -211,12 +212,11 @@ def load(name: str, folder: Path, keys: Sequence[str] = ()) -> Row:
     """
     path = inside(folder, name, ".json")
     known = ", ".join(names(folder)) or "none"
-    require(path.is_file(), f"unknown record {name!r} in {folder}; known: {known}")
+    require(os.path.lexists(path), f"unknown record {name!r} in {folder}; known: {known}")
     record = read_json(
         path, sealed=lambda found: isinstance(found, dict) and found.get("schema") == SCHEMA
     )
-    whole = isinstance(record, dict)
-    require_whole(whole, f"{path} is damaged: expected a record, got {_shown(record)}")
+    require_whole(isinstance(record, dict), f"{path} is damaged: expected fields by name")
     schema = record.get("schema")
     if schema != SCHEMA:
         check_sums(path)
@@ -237,10 +237,11 @@ def save(name: str, record: Row, folder: Path, *, device: torch.device | str = "
 
 
 # What is known of fields, in rows and beside them, wherever they are there.
-_KINDS: dict[str, type] = {
-    **dict.fromkeys(("made", "profile", "data", "models", "settings", "weak"), dict),
-    **dict.fromkeys(("models_sha256", "stands", "warnings", "curves", "alone"), dict),
-    **dict.fromkeys(("keys", "rows", "calibration", "findings"), list),
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("profile", "data", "settings", "weak", "stands", "curves", "alone"), dict),
+    **dict.fromkeys(("made", "models_sha256", "warnings"), dict[str, str]),
+    **dict.fromkeys(("rows", "calibration", "findings"), list),
+    **{"keys": list[str], "models": dict[str, dict]},
     **dict.fromkeys(("defense", "split", "kind", "dae_sha256", "classifier_sha256"), str),
     **dict.fromkeys(("apudae", "torch", "device", "date", "labels", "images_sha256"), str),
 }
@@ -250,13 +251,19 @@ _SIZES = ("seconds", "sigma", "radius", "l2", "ms_per_image", "mebibytes", "call
 def _check(record: Row, keys: Sequence[str]) -> None:
     """Raise ``ValueError`` unless a record holds what can be: kinds, lengths, ranges, sums."""
     _check_fields(record)
-    require(all(isinstance(k, str) for k in keys), "keys: expected names of fields")
+    require("made" in record, "made: it is missing")
+    prints = (record.get("model"), record.get("settings", {}).get("model"))
+    for found in (*prints, *record.get("models", {}).values()):
+        if isinstance(found, dict):  # what `prints.identity` gives
+            check_type(found.get("sha256"), str, "model")
+            for text in check_type(found.get("answers"), list[str], "model"):
+                list(map(float, text.split()))
     require(not keys or "rows" in record, "rows: there are none")
     rows, seen = record.get("rows", []), []
     for number, row in enumerate(rows if keys else [r for r in rows if isinstance(r, dict)]):
         key = [row[k] for k in keys if k in row] if isinstance(row, dict) else []
         try:
-            require(isinstance(row, dict), f"expected fields by name, got {_shown(row)}")
+            check_type(row, dict, "row")
             lacking = ", ".join(k for k in keys if k not in row)
             require(not lacking, f"it has no {lacking}")
             require(not keys or key not in seen, "it comes twice")
@@ -274,8 +281,8 @@ def _check(record: Row, keys: Sequence[str]) -> None:
 
 def _check_fields(fields: Row) -> None:
     for name, value in fields.items():
-        kind = _KINDS.get(name, object)
-        require(isinstance(value, kind), f"{name}: expected a {kind.__name__}, got {_shown(value)}")
+        if name in _KINDS:
+            check_type(value, _KINDS[name], name)
         if name in _SIZES and (name, value) != ("mebibytes", None):
             several = isinstance(value, dict) and name == "ms_per_image"  # a number per defense
             for number in value.values() if several else [value]:
@@ -313,16 +320,12 @@ def _check_outcomes(row: Row) -> None:
 
 def whole_numbers(values: Any, name: str, n: int, low: int, high: float) -> list[int]:
     """Raise ``ValueError`` unless these are ``n`` integers from ``low`` to ``high``."""
-    require(isinstance(values, list), f"{name}: expected a list, got {_shown(values)}")
+    check_type(values, list, name)
     require(len(values) == n, f"{name}: expected {n} integers, one per image, got {len(values)}")
     odd = [v for v in values if type(v) is not int or not low <= v <= high]
     bounds = f">= {low}" if high == math.inf else f"from {low} to {high}"
     require(not odd, f"{name}: expected integers {bounds}, got {odd[:1]}")
     return values
-
-
-def _shown(value: object) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, (dict, list)) else repr(value)
 
 
 def maker(made: Mapping[str, Any]) -> str:

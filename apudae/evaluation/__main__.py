@@ -20,13 +20,16 @@ from torch import nn
 from .. import data, models
 from ..core.arguments import (
     ForeignError,
+    check_choice,
     check_device,
+    check_name,
     check_writable,
     option,
     parsed,
     require,
     told,
 )
+from ..core.calling import ModelError
 from ..core.norms import NORMS
 from ..purification.adaptive import PRESETS, Adaptive
 from ..purification.purifier import Defended, Direct
@@ -73,25 +76,20 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
         flag = name.replace("_", "-")
         raise ValueError(f"--{flag}: does nothing with --purifier {args.purifier}")
     if ":" in args.classifier:
-        classifier = build(args.classifier).to(device).eval()
+        classifier = build(args.classifier).to(device)
     else:
         classifier = models.load(args.classifier, device=device)
     if args.purifier == "none":
         return classifier
     if ":" in args.purifier:
-        return Defended(classifier, build(args.purifier).to(device).eval())
-    if args.purifier not in PURIFIERS:
-        raise ValueError(
-            f"purifier: expected module:function or one of {', '.join(PURIFIERS)}, got "
-            f"{args.purifier!r}"
-        )
+        return Defended(classifier, build(args.purifier).to(device))
+    check_choice(args.purifier, ("module:function", *PURIFIERS), "purifier")
     dae = models.load(args.dae, device=device)
     if args.purifier == "direct":
         return Defended(classifier, Direct(dae))
     if args.purifier == "adaptive":  # the one chosen on validation digits
         chosen = models.about(args.dae).get("purifier")
-        if chosen is None:
-            raise ValueError(f"purifier: none was chosen for {args.dae}; name a variant of it")
+        require(chosen, f"purifier: none was chosen for {args.dae}; name a variant of it")
         level, name = Calibration(*chosen["calibration"]), chosen["preset"]
         changes = chosen["options"] | changes
     else:
@@ -110,11 +108,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    device = check_device(args.device)
+    device = check_device(args.device, "--device")
     names = [f"{eps:g}" for eps in args.eps]
     require(len(set(names)) == len(names), f"--eps: expected different radii, got {names}")
     if args.record is not None:
-        require(bool(args.record.name), f"--record: expected a file's path, got {args.record}")
+        check_name(args.record.name, "--record")
         check_writable(args.record.parent, "--record")
     model = model_of(args, device)
     split = data.load(args.data, args.split, profile=args.profile, root=args.root)
@@ -122,12 +120,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     options = {key: getattr(args, key) for key in ("norm", "budget", "seed")}
     options |= {"curves": not args.no_curves, "quantised": args.quantised}
     options |= {"title": f"{args.classifier}, purifier {args.purifier}"}
-    for eps, name in zip(args.eps, names, strict=True):
-        record = args.record and args.record.with_name(f"{args.record.name}-{name}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they stand in the report
-            report = evaluate(model, x, y, eps=eps, record=record, **options)
-        print(f"{report}\n", flush=True)
+    theirs = " and ".join(name for name in (args.classifier, args.purifier) if ":" in name)
+    try:
+        for eps, name in zip(args.eps, names, strict=True):
+            record = args.record and args.record.with_name(f"{args.record.name}-{name}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they stand in the report
+                report = evaluate(model, x, y, eps=eps, record=record, **options)
+            print(f"{report}\n", flush=True)
+    except (ModelError, NotImplementedError, SystemExit) as error:
+        cause = error.__cause__ if isinstance(error, ModelError) else error
+        if not (theirs and cause):
+            raise
+        raise ForeignError(f"{theirs}: failed with {type(error).__name__}: {error}") from cause
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,6 +42,18 @@ RULES: dict[str, Rule] = {
         "the interval is so wide that hardly any claim fits beside it",
         "measure more images",
     ),
+    "everything in reach": Rule(
+        "ε is larger than the distance of any two images",
+        "the attacker may show whatever image it likes, so that nothing can stand",
+        "give ε in units of pixels in [0, 1]: 8 / 255 for 8 of 255 grey levels",
+    ),
+    "changes as it is asked": Rule(
+        "what the model keeps, counts in names with a leading underscore aside, is other after it "
+        "was asked",
+        "a record of it is not gone on with, for it cannot be told from one of another model; and "
+        "if its answers depend on that, they depend on the order of the attacks",
+        "let a forward pass change nothing but whole numbers in names like `_calls`",
+    ),
     "random forward": Rule(
         "the same images get other logits when asked again",
         "one lucky draw is not a success, one unlucky draw not a defense; gradients are noisy",

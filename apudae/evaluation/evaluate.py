@@ -16,18 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.objective import check_attack, keys_of
+from ..attacks.objective import beyond_all, check_attack, keys_of
 from ..attacks.suite import check_takes, taken
-from ..core.arguments import check_count, check_grid, check_labels, check_logits, checked, warn
+from ..core.arguments import (
+    LEVEL,
+    check_count,
+    check_grid,
+    check_labels,
+    check_logits,
+    checked,
+    warn,
+)
 from ..core.calling import ask, evaluating, is_random, takes_keys, unwrapped
 from ..core.files import fingerprint, held, inside, model_fingerprint
 from ..core.norms import in_ball, within_reach
-from ..core.prints import exact, identity, model_print
+from ..core.prints import CHANGING, exact, identity, model_print
 from ..purification.purifier import Defended, Purifier
 from .attackers import BUDGETS, Attack, Budget, plan
 from .diagnostics import MASKS, Finding, inspect_model, is_cut
 from .protocol import Evaluation
-from .report import Report
+from .report import ON_ALL, Report
 
 
 @checked
@@ -107,7 +115,7 @@ def evaluate(
     ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
     check_takes(attacks or {}, ball)
     if quantised:
-        check_grid(x)
+        check_grid(x, eps=eps)
     if eps == 0:
         raise ValueError("eps: expected a number > 0; without an attack, use accuracy(model, x, y)")
     check_count(len(x), "number of images")
@@ -169,9 +177,14 @@ def _go(
     model, report, s = run.model, run.report, run.report.settings
     x, y = run.x[first], run.y[first]
     if not report.findings:
-        few = [Finding("few images", f"{report.n} images")] if report.n < 20 else []
         shared = {key: s[key] for key in ("eps", "norm", "random")}
-        report.findings = few + inspect_model(model, x, y, **shared)
+        seen = {
+            "few images": report.n < 20 and f"{report.n} images",
+            "everything in reach": beyond_all(s["eps"], s["norm"], run.x),
+            "changes as it is asked": s["model"]["sha256"] == CHANGING and "two prints differ",
+        }
+        raised = [Finding(name, what) for name, what in seen.items() if what]
+        report.findings = raised + inspect_model(model, x, y, **shared)
     found = {finding.name for finding in report.findings}
     masked = not found.isdisjoint(MASKS)
     options = {k: s[k] for k in ("eps", "norm", "seed")} | {"batch_size": run.batch_size}
@@ -179,7 +192,7 @@ def _go(
     planned = plan(model, x, run.budget, **looks, **options)
     names = {attack.name for attack in planned}
     for name in own:
-        if name in names | {"clean"}:
+        if name in names.union(ON_ALL):
             raise ValueError(f"attacks: {name!r} is one of the protocol's own; take another name")
     passable = isinstance(model, Defended) or "straight-through" in names
     if masked and not passable and "mask not found" not in found and is_cut(model, x, y):
@@ -229,7 +242,8 @@ def _points(run: Evaluation, options: dict[str, Any]) -> list[tuple[str, float, 
 
     grey = 0 if run.ball.mask is not None else grey  # what the mask keeps stays what it was
     twice = max(within_reach(2 * eps, norm, run.x), eps)
-    radii = sorted({eps / 4, eps / 2, eps, twice, max(grey, twice)})
+    least = LEVEL if run.report.settings["quantised"] else 0  # below it nothing changes
+    radii = sorted({r for r in (eps / 4, eps / 2, eps, twice, max(grey, twice)) if r > least})
     steps = [count for count in (5, 10, 20, 50, 100, 200) if count <= budget.pgd]
     draws = [count for count in (1, 5, 20) if count <= budget.draws and random]
     return [

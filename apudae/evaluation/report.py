@@ -10,15 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .. import plots
 from ..core import record as records
-from ..core.arguments import check_count, check_number, require
+from ..core.arguments import check_choice, check_images, check_number, check_type, require
 from ..core.files import sweep_weights, verify, weights_file, write_aside
+from ..core.norms import NORMS
 from ..core.scores import Accuracy, Difference, paired_difference
+from .attackers import BUDGETS, Budget
 from .diagnostics import RULES, Finding
+
+# What settings are: of a type, or one of some. What older versions did not write may be missing.
+_SETTINGS: dict[str, Any] = {
+    **{"title": str, "norm": NORMS, "budget": (*BUDGETS, "own"), "eps": float, "options": dict},
+    **dict.fromkeys(("random", "curves", "quantised"), bool | None),
+    **dict.fromkeys(("data_sha256", "labels_sha256", "index_sha256", "data_exact"), str | None),
+    **{"model_sha256": str | None, "own_attacks_sha256": str | None, "model": dict | None},
+    **{"seed": int | None, "own_attacks": list[str] | None, "mask": dict | None},
+}
+_KINDS = ("input", "white box", "surrogate", "ablation", "black box", "own")
+ON_ALL = ("clean", "noise", "PGD", "transfer")  # these are run on all images
 
 
 @dataclass
@@ -27,8 +41,8 @@ class Row:
 
     Attributes:
         name: of the attack.
-        kind: ``"input"`` (nothing or noise), ``"white box"``, ``"surrogate"``, ``"ablation"`` or
-            ``"black box"``.
+        kind: ``"input"`` (nothing or noise), ``"white box"``, ``"surrogate"``, ``"ablation"``,
+            ``"black box"`` or ``"own"``.
         misread: per image, of the scoring draws how many were misread; −1 where the attack was not
             run, because the image had fallen for sure.
         seconds: of the attack.
@@ -117,8 +131,7 @@ class Report:
         """
         if row is not None:
             (found,) = (r for r in self.rows if r.name == row)
-            if -1 in found.misread:
-                raise ValueError(f"row: {row!r} was not run on all images")
+            require(-1 not in found.misread, f"row: {row!r} was not run on all images")
             return self.outcomes(found.misread)
         return self.outcomes(self.rescored if self.draws > 1 and self.rescored else self.counts())
 
@@ -140,10 +153,8 @@ class Report:
     def minus(self, other: Report) -> Difference:
         """How many points this model is better than another on the same images, worst cases."""
         for key in ("data_sha256", "labels_sha256", "eps", "norm", "mask", "quantised"):
-            if self.settings.get(key) != other.settings.get(key):
-                raise ValueError(
-                    "other: expected a report on the same images, under the same attack"
-                )
+            same = self.settings.get(key) == other.settings.get(key)
+            require(same, "other: expected a report on the same images, under the same attack")
         return paired_difference(other.right(), self.right())
 
     def table(self, *, brief: bool = False) -> plots.Table:
@@ -202,8 +213,7 @@ class Report:
 
     def figure(self, curve: str) -> plots.Picture:
         """Accuracy over ``"ε"``, ``"steps"`` or ``"draws"``."""
-        if curve not in self.curves:
-            raise ValueError(f"curve: expected one of {', '.join(self.curves)}, got {curve!r}")
+        check_choice(curve, self.curves, "curve")
         points = {k: Accuracy.of(right) for k, right in self.points(curve).items()}
         return plots.curves({self.settings["title"]: points}, xlabel=curve)
 
@@ -227,6 +237,7 @@ class Report:
         The JSON is a record (``core.record``). The images' file has a part of their hash in its
         name, which the JSON knows: whenever the writer is killed, the two fit.
         """
+        self._check()
         folder.mkdir(parents=True, exist_ok=True)
         record = self.to_dict()
         record.pop("made")
@@ -255,7 +266,12 @@ class Report:
         images = _images_file(name, folder, record)
         if images.is_file():
             verify(images, record["images_sha256"])
-            report.images = load_file(images)["images"]
+            try:
+                report.images = load_file(images)["images"]
+                check_images(report.images, "images")
+                require(len(report.images) == report.n, f"images: expected {report.n}")
+            except (SafetensorError, LookupError, ValueError) as error:
+                raise RuntimeError(f"{images} is damaged: {error}") from error
         return report
 
     @classmethod
@@ -277,38 +293,43 @@ class Report:
 
     def _check(self) -> None:
         """Raise ``ValueError`` unless what is here can be: kinds, lengths, ranges."""
-        n = check_count(self.n, "n")
-        draws, s = check_count(self.draws, "draws"), self.settings
-        for value, kind, name in (
-            *((s[name], str, name) for name in ("title", "norm", "budget")),
-            *((part, dict, "settings") for part in (s, s["options"], self.alone, self.curves)),
-            *((finding.name, str, "findings") for finding in self.findings),
-            (self.complete, bool, "complete"),
+        s, sizes = self.settings, [self.n, self.draws]
+        n, draws = records.whole_numbers(sizes, "n and draws", 2, 1, math.inf)
+        names, told = [row.name for row in self.rows], [finding.name for finding in self.findings]
+        for rule, name, values in (
+            *((rule, name, [s.get(name)]) for name, rule in _SETTINGS.items()),
+            *((str, "rows", names), (_KINDS, "kind", [row.kind for row in self.rows])),
+            *((RULES, "findings", told), (str, "findings", [each.seen for each in self.findings])),
+            (("clean", "PGD"), "alone", self.alone),
+            (("ε", "steps", "draws"), "curves", self.curves),
+            (bool, "complete", [self.complete]),
         ):
-            require(isinstance(value, kind), f"{name}: expected a {kind.__name__}, got {value!r}")
+            for value in values:
+                (check_choice if isinstance(rule, (tuple, dict)) else check_type)(value, rule, name)
         check_number(s["eps"], "eps", exclusive=True)
-        require(draws in (1, s["options"].get("scoring", draws)), f"draws: they cannot be {draws}")
-        fresh = draws > 1 and self.complete
-        require(not fresh or self.rescored != [], "rescored: it is missing")
-        names = [row.name for row in self.rows]
+        if (mask := s.get("mask")) is not None:
+            check_type(mask["sha256"], str, "mask")
+            check_number(mask["share"], "mask", exclusive=True, below=1)
+        budget = Budget(**s["options"])
+        drawn = budget.scoring if s.get("random", draws > 1) else 1
+        require(draws == drawn, f"draws: expected {drawn}, got {draws}")
         require(len(set(names)) == len(names), "rows: one comes twice")
-        require(bool(names) or not self.complete, "rows: there are none")
-        unknown = {finding.name for finding in self.findings} - RULES.keys()
-        require(not unknown, f"findings: there is no {', '.join(sorted(unknown))}")
-        several: dict[str, tuple[Any, int, int]] = {
-            **{f"misread, {row.name}": (row.misread, -1, draws) for row in self.rows},
-            **{f"alone, {name}": (counts, 0, 1) for name, counts in self.alone.items()},
-            **({"rescored": (self.rescored, 0, draws)} if self.rescored != [] else {}),
-        }
-        for name, (counts, low, high) in several.items():
-            records.whole_numbers(counts, name, n, low, high)
+        require(names[:1] == ["clean"] or not (names or self.complete), "rows: 'clean' is missing")
+        fresh = n if draws > 1 and self.complete else 0
+        records.whole_numbers(self.rescored, "rescored", fresh, 0, draws)
+        for name, counts in self.alone.items():
+            records.whole_numbers(counts, f"alone, {name}", n, 0, 1)
         for row in self.rows:
-            records.whole_numbers(row.fixed, f"fixed, {row.name}", len(row.fixed), 0, 1)
+            low = 0 if row.name in ON_ALL else -1
+            records.whole_numbers(row.misread, f"misread, {row.name}", n, low, draws)
+            ran = n - row.misread.count(-1) if row.kind == "ablation" else 0
+            records.whole_numbers(row.fixed, f"fixed, {row.name}", ran, 0, 1)
         for curve, points in self.curves.items():
+            require(points, f"{curve}: no point of it is there")
             for value, counts in points.items():
-                name = f"{curve} = {value}"
-                require(math.isfinite(float(value)) and len(counts) <= n, f"{name}: not a point")
-                records.whole_numbers(counts, name, len(counts), 0, draws)
+                check_number(float(value), curve)
+                name, few = f"{curve} = {value}", min(n, budget.curve)
+                records.whole_numbers(counts, name, few, 0, draws)
 
 
 def _images_file(name: str, folder: Path, record: Mapping[str, Any]) -> Path:

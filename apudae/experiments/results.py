@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.arguments import check_choice, require
+from ..core.files import require_whole
 from ..core.record import Row, load, unpack
 from ..core.scores import Accuracy, Difference, paired_difference
 from ..evaluation import BUDGETS, Report
@@ -105,9 +106,14 @@ class Results:
 
     def __init__(self, study: Study, place: Place, profile: str = "full") -> None:
         self.study = study.at(place)
-        record = load(study.record(profile), place.results)
+        record = load(study.record(profile), place.results, KEYS)
         self.rows: list[Row] = record["rows"]
         self._row = {tuple(row[k] for k in KEYS): row for row in self.rows}
+        parts, wanted = record | record.get("profile", {}), ("profile", "budget", "ms_per_image")
+        lacking = [part for part in wanted if not isinstance(parts.get(part), dict)]
+        lacking += [f"outcomes of {key}" for key, row in self._row.items() if "outcomes" not in row]
+        path, why = place.results / study.record(profile), "its run was stopped, or it is damaged"
+        require_whole(not lacking, f"{path}.json lacks {', '.join(lacking)}: {why}")
         self.ms: dict[str, float] = record["ms_per_image"]
         self.gradient: dict[str, dict[str, float]] = record.get("gradient", {})
         self.epsilons = tuple(sorted(record["profile"].get("epsilons", study.epsilons)))

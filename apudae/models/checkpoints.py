@@ -10,7 +10,7 @@ which architecture it is, how it was trained and what was measured::
 from __future__ import annotations
 
 import hashlib
-import json
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_name, require
+from ..core.arguments import check_count, check_name, check_type, check_writable, checked, require
 from ..core.files import (
+    as_json,
+    inside,
     locked,
     read_json,
     require_whole,
@@ -38,13 +40,16 @@ from .networks import MODELS, build
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
+_ENTRY = {"file": str, "sha256": str, "architecture": str, "options": dict[str, int]}
 
 
+@checked
 def names(folder: str | Path = WEIGHTS) -> list[str]:
     """Names of the checkpoints in a folder's manifest."""
     return list(_manifest(folder))
 
 
+@checked
 def about(name: str, folder: str | Path = WEIGHTS) -> dict[str, Any]:
     """What the manifest says of a checkpoint: architecture, training, measurements, SHA-256."""
     manifest = _manifest(folder)
@@ -53,6 +58,7 @@ def about(name: str, folder: str | Path = WEIGHTS) -> dict[str, Any]:
     return manifest[name]
 
 
+@checked
 def load(
     name: str, folder: str | Path = WEIGHTS, *, device: torch.device | str = "cpu"
 ) -> nn.Module:
@@ -72,18 +78,20 @@ def load(
     path = Path(folder) / entry["file"]
     verify(path, entry["sha256"])
     try:
-        model = build(entry["architecture"], **entry["options"])
+        expected = _state(entry["architecture"], entry["options"])
     except ValueError as error:
         raise RuntimeError(f"{Path(folder) / MANIFEST} is damaged: {name}: {error}") from error
     try:
         weights = load_file(path)
     except SafetensorError as error:
         raise RuntimeError(f"{path} is damaged: {error}") from error
-    check_fits(model.state_dict(), weights, path, entry["architecture"])
+    check_fits(expected, weights, path, entry["architecture"])
+    model = build(entry["architecture"], **entry["options"])
     model.load_state_dict(weights)  # copies, and so widens float16 to the model's float32
     return model.eval().requires_grad_(False).to(device)
 
 
+@checked
 def save(
     name: str,
     model: nn.Module,
@@ -109,26 +117,24 @@ def save(
         dtype: of the stored floats. Half precision halves the file: measure after reloading.
 
     Raises:
-        ValueError: a name or an option that cannot be used, or a weight that is no finite number
-            in ``dtype`` (half precision ends at 65,504); the entry is named.
+        ValueError: a name or an option that cannot be used, a model of another architecture, or a
+            weight that is no finite number in ``dtype`` (half precision ends at 65,504); the entry
+            is named. Nothing is written then.
     """
     require(check_name(name) != "sha256", "name: 'sha256' is what a manifest ends with")
-    if architecture not in MODELS:
-        raise ValueError(f"unknown architecture {architecture!r}; known: {', '.join(MODELS)}")
-    require(
-        isinstance(dtype, torch.dtype) and dtype.is_floating_point,
-        f"dtype: expected a floating-point dtype, got {dtype!r}",
-    )
+    require(dtype.is_floating_point, f"dtype: expected a floating-point dtype, got {dtype!r}")
     options = {k: check_count(v, f"options[{k!r}]", minimum=0) for k, v in (options or {}).items()}
-    weights = {}
-    for key, value in model.state_dict().items():
-        require(isinstance(value, Tensor), f"model: {key} is no tensor, and cannot be stored")
-        weights[key] = (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-        require(
-            bool(weights[key].isfinite().all()),
-            f"model: {key} holds what is no finite number in {dtype}; its largest is "
-            f"{value.abs().max().item():g}",
-        )
+    expected, found, weights = _state(architecture, options), model.state_dict(), {}
+    wanted = f"model: expected {architecture} with options {options}"
+    _check_alike(expected, found, wanted, "it", "that")
+    for key, value in found.items():
+        plain = value.layout == torch.strided and not value.is_meta
+        require(plain, f"model: {key} holds no numbers that can be stored")
+        kind = dtype if value.is_floating_point() else value.dtype
+        weights[key] = value.to("cpu", kind, copy=True).contiguous()
+        finite = bool(weights[key].to(expected[key].dtype).isfinite().all())
+        odd = f"model: {key} holds what is no finite number in {dtype}, or once it is loaded"
+        require(finite, f"{odd}; its largest is {value.abs().max().item():g}")
     content = to_bytes(weights)
     sha256 = hashlib.sha256(content).hexdigest()
     # The file is named by its content, so the manifest's rename is the moment of change.
@@ -136,10 +142,8 @@ def save(
     path = folder / weights_file(name, sha256)
     entry = {"file": path.name, "sha256": sha256, "architecture": architecture, "options": options}
     entry = (about or {}) | entry
-    try:
-        json.dumps(entry, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"about: expected what JSON can hold: {error}") from error
+    as_json(entry, "about")
+    check_writable(folder, "folder")
     sweep(folder)
     with locked(folder / MANIFEST):
         manifest = _manifest(folder) | {name: entry}
@@ -158,39 +162,51 @@ def check_fits(
         ValueError: they differ; the first entry that does is named.
         RuntimeError: one holds NaN or infinity.
     """
+    require_whole(isinstance(found, Mapping), f"{path} is damaged: it holds no weights by name")
+    _check_alike(expected, found, f"{path} does not fit {what}", "the file", "the model")
+    for key, value in found.items():
+        finite = bool(value.to(expected[key].dtype).isfinite().all())
+        require_whole(finite, f"{path} is damaged: {key} holds NaN or infinity")
 
-    def told(part: Mapping[str, Tensor], key: str) -> str:
-        if not isinstance(value := part.get(key), Tensor):
-            return "nothing"
+
+def _check_alike(ours: Mapping, theirs: Mapping, what: str, *sides: str) -> None:
+    def told(value: object) -> str:
+        if not isinstance(value, Tensor):
+            return "nothing" if value is None else "no tensor"
         # Floats of any width fit, and so do integers: they are converted.
         float_, bool_ = value.is_floating_point(), value.dtype == torch.bool
-        kind = "" if float_ else " of bool" if bool_ else " of integers"
-        return f"{list(value.shape)}{kind}"
+        other = " of complex numbers" if value.is_complex() else " of integers"
+        return f"{list(value.shape)}{'' if float_ else ' of bool' if bool_ else other}"
 
-    require_whole(isinstance(found, Mapping), f"{path} is damaged: it holds no weights by name")
-    for key in sorted(expected.keys() | found.keys()):
-        ours, theirs = told(expected, key), told(found, key)
-        require(
-            ours == theirs,
-            f"{path} does not fit {what}: {key} is {theirs} in the file, {ours} in the model",
-        )
-        finite = bool(found[key].to(expected[key].dtype).isfinite().all())
-        require_whole(finite, f"{path} is damaged: {key} holds NaN or infinity")
+    for key in sorted(ours.keys() | theirs.keys()):
+        here, there = told(theirs.get(key)), told(ours.get(key))
+        require(here == there, f"{what}: {key} is {here} in {sides[0]}, {there} in {sides[1]}")
+
+
+def _state(architecture: str, options: Mapping[str, int]) -> dict[str, Tensor]:
+    """The entries of an architecture, without numbers; ``ValueError`` for what cannot be built."""
+    known = ", ".join(MODELS)
+    require(architecture in MODELS, f"unknown architecture {architecture!r}; known: {known}")
+    if "pretrained" in inspect.signature(MODELS[architecture]).parameters:
+        options = {**options, "pretrained": 0}  # nothing needs to be downloaded for it
+    try:
+        with torch.device("meta"):
+            return build(architecture, **options).state_dict()
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"options: {options}: {str(error).splitlines()[0]}") from error
 
 
 def _manifest(folder: str | Path) -> dict[str, Any]:
     """What a folder holds, by name: it may come from elsewhere, so every entry is looked at."""
     path = Path(folder) / MANIFEST
-    manifest = read_json(path) if path.is_file() else {}
+    manifest = read_json(path) if path.exists() else {}
     require_whole(isinstance(manifest, dict), f"{path} is damaged: expected entries by name")
     for name, entry in manifest.items():
-        entry = entry if isinstance(entry, dict) else {}
-        sha256, options = entry.get("sha256"), entry.get("options")
         try:
-            kinds = (sha256, str), (options, dict), (entry.get("architecture"), str)
-            ok = all(isinstance(*pair) for pair in kinds) and re.fullmatch("[0-9a-f]{64}", sha256)
-            ok = ok and all(type(value) is int for value in options.values())
-            ok = ok and check_name(entry.get("file")).endswith(".safetensors") and check_name(name)
+            for key, kind in _ENTRY.items():
+                check_type(check_type(entry, dict, "entry").get(key), kind, key)
+            ok = check_name(name) and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+            ok = ok and inside(path.parent, entry["file"]).suffix == ".safetensors"
         except ValueError:
             ok = False
         require_whole(

@@ -19,12 +19,11 @@ from .figures import (
     curves,
     field,
     histograms,
-    image_grid,
     losses,
     roc,
     rungs,
     scatter,
     shifted,
-    walk,
 )
+from .images import image_grid, walk
 from .widgets import Picture, Slider, SortableTable, Table

@@ -1,9 +1,9 @@
-"""The figures of the book: each function returns a picture that a notebook shows by itself.
+"""The charts of the book: each function returns a picture that a notebook shows by itself.
 
-- images: :func:`image_grid`; :func:`walk`, :func:`checkpoints`: an attack, a purifier on its way
 - lines: :func:`curves`, :func:`losses`, :func:`roc`, :func:`against`, :func:`certified`
 - other charts: :func:`histograms`, :func:`rungs`, :func:`scatter`, :func:`bars`
-- illustrations: :func:`field` of two pixels, :func:`shifted` noise
+- illustrations: :func:`field` of two pixels, :func:`shifted` noise, a purifier's
+  :func:`checkpoints`
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; what matters
 is never said by colour alone.
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colors, patches, textpath
+from matplotlib import patches
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -28,60 +28,6 @@ _LINES = ((INK, "-", "o"), (BLUE, "--", "s"), (GREEN, "-.", "^"), (ORANGE, ":", 
 _GREY = "#BBBBBB"
 _NO_Y = ("top", "right", "left")  # lines of the frame that are left out
 _BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-_SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")
-
-
-@checked
-def image_grid(
-    rows: Mapping[str, Tensor],
-    notes: Mapping[str, Sequence[str]] | None = None,
-    wrong: Mapping[str, Sequence[bool]] | None = None,
-    *,
-    size: float = 0.95,
-    columns: int = 0,
-    limits: tuple[float, float] = (0, 1),
-    cmap: str = "gray",
-    quality: int = 0,
-) -> Picture:
-    """Rows of images, the row's name on the left and a note under each image.
-
-    Args:
-        rows: name -> images ``[N, C, H, W]``; one or three channels.
-        notes: name -> a text per image, such as the predicted class.
-        wrong: name -> whether each note tells of a mistake: printed red, bold and with a cross.
-        size: of one image, in inches.
-        columns: leave room for at least so many, so that a few images are not drawn huge.
-        limits: pixel values drawn darkest and brightest.
-        cmap: of one-channel images.
-        quality: store the figure as JPEG of this quality (1 to 95), for photographs; 0 is PNG.
-    """
-    check_number(size, "size", exclusive=True)
-    check_count(quality, "quality", minimum=0, maximum=95)
-    columns = max(columns, *(len(images) for images in rows.values()))
-    texts = [text for row in (notes or {}).values() for text in row]
-    extra = max((0.25 + 0.17 * text.count("\n") for text in texts), default=0.0)
-    margin = 0.9 if any(name.strip() for name in rows) else 0.04
-    figure = Picture(figsize=(columns * size + margin, len(rows) * (size + extra)))
-    figure.quality = quality
-    empty = {"xticks": [], "yticks": [], "frame_on": False}
-    axes = figure.subplots(len(rows), columns, squeeze=False, subplot_kw=empty)
-    fontsize = _fitting(texts, 72 * 0.88 * size)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for k, (ax, image) in enumerate(zip(line, images, strict=False)):
-            ax.imshow(_pixels(image), cmap=cmap, vmin=limits[0], vmax=limits[1])
-            if notes and name in notes:
-                bad = bool(wrong and name in wrong and wrong[name][k])
-                _note(ax, notes[name][k], bad, fontsize=fontsize, labelpad=2)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, labelpad=8)
-    figure.subplots_adjust(
-        left=margin / figure.get_figwidth(),
-        right=0.995,
-        top=0.99,
-        bottom=extra / figure.get_figheight(),
-        wspace=0.06,
-        hspace=0.05 + extra / size,
-    )
-    return figure
 
 
 @checked
@@ -93,7 +39,7 @@ def curves(
     for name, points, (colour, style, marker) in _styled(lines):
         look = {"color": colour, "ls": style, "marker": marker, "ms": 5, "lw": 1.8, "capsize": 3}
         ax.errorbar(list(points), *_with_errors(points.values()), label=name, **look)
-    return _finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
+    return finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
 @checked
@@ -118,7 +64,7 @@ def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Pictur
     bins = np.linspace(0, max(max(values) for values in samples.values()), 60)
     for name, values, (colour, style, _) in _styled(samples):
         ax.hist(values, bins, histtype="step", color=colour, ls=style, lw=1.6, label=name)
-    return _finished(ax, xlabel=xlabel, ylabel="images")
+    return finished(ax, xlabel=xlabel, ylabel="images")
 
 
 @checked
@@ -161,62 +107,7 @@ def field(
         ax.plot(*points[-1].tolist(), color=colour, marker=marker, ms=7)
     square = {"xlim": (0, 1), "ylim": (0, 1), "aspect": "equal"}
     labels = {"xlabel": "first pixel", "ylabel": "second pixel"}
-    return _finished(ax, grid=False, hidden=(), legend=_BESIDE, **square, **labels)
-
-
-@checked
-def walk(
-    classes: Tensor,
-    *,
-    extent: float,
-    path: Tensor,
-    image: Tensor,
-    chances: Tensor,
-    label: int,
-) -> Picture:
-    """An attack on its way: its path over a map of classes, the image now, what the model reads.
-
-    Args:
-        classes: predicted classes ``[R, R]`` on a square grid around the clean image; the first
-            row is the lowest.
-        extent: half the side of that square.
-        path: points ``[T, 2]`` so far, in the map's coordinates; the clean image is at (0, 0).
-        image: the last one, ``[1, C, H, W]``.
-        chances: the model's probabilities for it, ``[K]``.
-        label: the true class.
-    """
-    check_number(extent, "extent", exclusive=True)
-    check_count(label, "label", minimum=0)
-    figure = Picture(figsize=(7.6, 2.9), layout="constrained")
-    chart, digit, bars = figure.subplots(1, 3, width_ratios=(1.15, 0.8, 0.9))
-    seen, places = classes.unique(return_inverse=True)
-    shades = ["#FFFFFF" if k == label else _SHADES[k % len(_SHADES)] for k in seen.tolist()]
-    chart.imshow(
-        places.numpy(),
-        cmap=colors.ListedColormap(shades),
-        vmin=-0.5,
-        vmax=len(seen) - 0.5,
-        origin="lower",
-        extent=(-extent, extent, -extent, extent),
-        interpolation="nearest",
-    )
-    at = np.linspace(-extent, extent, len(classes))
-    for k in seen.tolist():  # each class named where most of it lies
-        rows, columns = (classes == k).nonzero().float().median(0).values.long().tolist()
-        chart.text(at[columns], at[rows], str(k), ha="center", va="center", fontsize=13, color=INK)
-    chart.plot(*path.T.tolist(), color=RED, lw=1.5, marker="o", ms=3)
-    chart.plot(*path[-1].tolist(), color=RED, marker="o", ms=7)
-    chart.plot(0, 0, color=INK, marker="+", ms=11, mew=2)
-    chart.set(xticks=[], yticks=[], xlabel="towards the end of the path")
-    digit.imshow(_pixels(image[0]), cmap="gray", vmin=0, vmax=1)
-    digit.set(xticks=[], yticks=[])
-    guess = int(chances.argmax())
-    _note(digit, f"reads {guess}", guess != label, fontsize=11)
-    names = [f"{k} (true)" if k == label else str(k) for k in range(len(chances))]
-    inks = [INK if k == label else BLUE for k in range(len(chances))]
-    bars.barh(names, chances.tolist(), color=inks)
-    bars.invert_yaxis()
-    return _finished(bars, grid=False, xlim=(0, 1), xlabel="probability")
+    return finished(ax, grid=False, hidden=(), legend=_BESIDE, **square, **labels)
 
 
 @checked
@@ -234,7 +125,7 @@ def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
         x, errors = _with_errors(points.values())
         ax.errorbar(x, y, xerr=errors, color=colour, marker=marker, ls="", capsize=3, label=group)
     above = {"loc": "upper center", "bbox_to_anchor": (0.4, 1.12), "ncols": len(groups)}
-    return _finished(ax, names, legend=above, xlim=(-3, 103), xlabel="read rightly (%)")
+    return finished(ax, names, legend=above, xlim=(-3, 103), xlabel="read rightly (%)")
 
 
 @checked
@@ -278,7 +169,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
     crowded = any(cost < 1.5 * min(costs) for cost in lefts)
     xlim = (min(costs) / (6 if crowded else 1.5), max(costs) * 6)
     axes = {"xscale": "log", "xlim": xlim, "ylim": (-4, 104)}
-    return _finished(ax, grid=False, xlabel=xlabel, ylabel="worst case (%)", **axes)
+    return finished(ax, grid=False, xlabel=xlabel, ylabel="worst case (%)", **axes)
 
 
 @checked
@@ -313,7 +204,7 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
         arrow(at - 0.1, at - 0.9, -0.22, colour)
         ax.text(at - 0.5, -0.5, "gradient", ha="center", color=colour)
     limits = {"xlim": (-0.5, steps + 0.5), "ylim": (-0.7, 1.25)}
-    return _finished(ax, grid=False, frame_on=False, xticks=[], yticks=[], **limits)
+    return finished(ax, grid=False, frame_on=False, xticks=[], yticks=[], **limits)
 
 
 @checked
@@ -337,7 +228,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
         ax.barh(y, list(values.values()), 0.9 * high, color=colour, label=group)
     ax.axvline(0, color="#888888", lw=1)
     ax.tick_params(axis="y", length=0)
-    return _finished(ax, names, grid=False, hidden=_NO_Y, legend=_BESIDE, xlabel=xlabel)
+    return finished(ax, names, grid=False, hidden=_NO_Y, legend=_BESIDE, xlabel=xlabel)
 
 
 @checked
@@ -372,7 +263,7 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     ax.text(shift, 0.35 * top, f"{100 * left:.0f} %", color=BLUE, ha="center", fontweight="bold")
     below = {"loc": "upper right", "bbox_to_anchor": (1, 0.86)}
     shown = {"xlabel": "along the direction of the move, in pixel units", "ylim": (0, 1.2 * top)}
-    return _finished(ax, grid=False, hidden=_NO_Y, legend=below, yticks=[], **shown)
+    return finished(ax, grid=False, hidden=_NO_Y, legend=below, yticks=[], **shown)
 
 
 @checked
@@ -392,7 +283,7 @@ def certified(
         for radius, found in (points or {}).get(name, {}).items():
             ax.errorbar(radius, *_with_errors([found]), color=colour, marker=marker, capsize=3)
     labels = {"xlabel": "L2 radius, in pixel units", "ylabel": "images (%)"}
-    return _finished(ax, xlim=(0, None), ylim=(-3, 103), **labels)
+    return finished(ax, xlim=(0, None), ylim=(-3, 103), **labels)
 
 
 def _chart(width: float, height: float) -> Axes:
@@ -408,10 +299,10 @@ def _styled(lines: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[str, str
 def _drawn(ax: Axes, lines: Mapping[str, tuple[Any, Any]], **settings: object) -> Picture:
     for name, (x, y), (colour, style, _) in _styled(lines):
         ax.plot(x, y, color=colour, ls=style, lw=1.8, label=name)
-    return _finished(ax, **settings)
+    return finished(ax, **settings)
 
 
-def _finished(
+def finished(
     ax: Axes,
     rows: Sequence[str] = (),
     *,
@@ -439,21 +330,3 @@ def _with_errors(points: Collection[Accuracy]) -> tuple[np.ndarray, np.ndarray]:
     percents = np.array([point.percent for point in points])
     bounds = np.array([point.interval() for point in points])
     return percents, np.abs(bounds.T - percents)
-
-
-def _note(ax: Axes, text: str, wrong: bool, **style: object) -> None:
-    """Text under an image; of a mistake red, bold and with a cross."""
-    look = {"color": RED, "fontweight": "bold"} if wrong else {"color": INK}
-    ax.set_xlabel(f"{text}{' ✗' if wrong else ''}", **look, **style)
-
-
-def _fitting(notes: Sequence[str], width: float, largest: float = 10.5) -> float:
-    """The font size at which every line of the notes, bold and with a cross, is narrow enough."""
-    lines = {f"{line} ✗" for text in notes for line in text.split("\n") if line}
-    drawn = (textpath.TextPath((0, 0), s, largest, prop={"weight": "bold"}) for s in lines)
-    return largest * (width / max([width, *(path.get_extents().width for path in drawn)]))
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    image = image.detach().cpu().float()
-    return image[0].numpy() if len(image) == 1 else image.clamp(0, 1).permute(1, 2, 0).numpy()

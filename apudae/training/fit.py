@@ -31,6 +31,7 @@ from ..core.arguments import (
 from ..core.calling import evaluating, telling
 from ..core.files import check_like, held, read_torch, require_whole, write_torch
 from ..core.norms import keyed
+from ..core.prints import exact, model_print
 from ..models.checkpoints import check_fits
 from .batches import InMemory, Streamed, as_float, check_set
 from .tasks import Task, classification
@@ -53,6 +54,11 @@ SCHEDULES = {  # of an optimizer, for so many steps
 }
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PARTS = ("model", "average", "optimizer", "schedule", "scaler")  # what a checkpoint holds
+_ANOTHER = {  # what a checkpoint tells by a print
+    "model_sha256": "a model of other layers, options, code, or frozen weights",
+    "task_sha256": "a task of other code or values",
+    "validation": "other validation images or labels",
+}
 _CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the loss: a GPU is waited for
 
 
@@ -103,6 +109,8 @@ class TrainingRun:
             "task": getattr(task, "name", getattr(task, "__name__", "own")),
             "images": source.fingerprint(),
             "processes": processes.world(),  # they add up their gradients in another order
+            "model_sha256": model_print(model, trained=model),
+            "task_sha256": _task_print(task, model),
         }
         kind = self.device.type
         self.autocast = torch.autocast(kind, self.dtype) if self.dtype else nullcontext()
@@ -245,10 +253,11 @@ class TrainingRun:
         check_fits(ours["model"], state["model"], path, "the model")
         for name, value in self.settings.items():
             found = state["settings"].get(name)
-            if found != value:
+            later = name == "validation" and None in (found, value)  # the weights are the same
+            if found != value and not later:
+                told = _ANOTHER.get(name, f"{name} {found!r}, this one has {value!r}")
                 raise ValueError(
-                    f"{path} belongs to a run with {name} {found!r}, this one has "
-                    f"{value!r}; use the same settings or another file"
+                    f"{path} belongs to a run with {told}; use the same settings or another file"
                 )
         done = state["done"]
         require_whole(
@@ -279,6 +288,12 @@ class TrainingRun:
             if state[name] is not None:
                 getattr(self, name).load_state_dict(state[name])
         self.history, self.done = History(**state["history"]), done
+
+
+def _task_print(task: Task, model: nn.Module) -> str:
+    if hasattr(task, "announce"):  # what it is told as it goes on is no part of what it is
+        task.announce(0.0)
+    return model_print(task, trained=model)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Any, what: str) -> None:
@@ -388,15 +403,15 @@ def fit(
         compile: fuse the network with ``torch.compile``; worth its half minute for long runs.
         validation: images and labels on which to measure the task after each epoch, with the same
             noise each time.
-        checkpoint: file to write after each epoch and to resume from if it is there. One training
-            at a time has it.
+        checkpoint: file to write after each epoch and to resume from if it is there: its weights
+            then take the place of the model's. One training at a time has it.
         seed: of everything random.
         device: where to train; by default where ``images`` are, or the source's device.
         progress: show a tqdm bar (``TQDM_DISABLE=1`` hides it everywhere).
 
     Raises:
         ValueError: images, labels or an option out of range; a checkpoint of another architecture
-            (the first differing entry is named) or of other settings.
+            (the first differing entry is named), of another task, or of other settings.
         RuntimeError: the loss became NaN or infinite (the last good checkpoint is kept), there was
             too little memory (the message names the batch size), or the checkpoint is damaged or
             another training's that is under way.
@@ -432,6 +447,7 @@ def fit(
         "ema": ema,
         "seed": seed,
         "precision": precision,
+        "validation": validation and ", labels ".join(map(exact, validation)),
     }
     run = TrainingRun(model, source, task, settings, channels_last=channels_last, compile=compile)
     if getattr(task, "labelled", False):  # on a GPU a label without a class would be fatal

@@ -18,7 +18,7 @@ from ..core.files import (
     require_whole,
     write_torch,
 )
-from ..core.prints import exact
+from ..core.prints import exact, model_print
 from ..models.checkpoints import check_fits
 from .batches import check_set
 from .fit import check_optimizer
@@ -59,7 +59,7 @@ def train_gan(
         The critic's estimate of the Wasserstein distance, every 100 steps.
 
     Raises:
-        ValueError: the checkpoint was made with other settings.
+        ValueError: the checkpoint was made with other settings or networks.
         RuntimeError: the critic's loss is no longer finite, or the checkpoint is damaged or
             another training's that is under way.
     """
@@ -77,6 +77,7 @@ def train_gan(
     whole = [generator, critic, drawing, judging]
     settings = {"steps": steps, "batch_size": batch_size, "critic_steps": critic_steps, "lr": lr}
     settings |= {"penalty": penalty, "seed": seed, "images": exact(images)}
+    settings |= {"networks": [model_print(net, trained=net) for net in (generator, critic)]}
     path = None if checkpoint is None else Path(checkpoint)
     distances: list[float] = []
 
@@ -129,7 +130,7 @@ def _resume(
         f"{path} is not a checkpoint of this training",
     )
     if state["settings"] != settings:
-        raise ValueError(f"checkpoint: {path} was made with other settings; move it")
+        raise ValueError(f"checkpoint: {path} was made with other settings or networks; move it")
     step = state["step"]
     require_whole(
         type(step) is int and step in range(100, settings["steps"] + 1, 100),

@@ -409,6 +409,9 @@ RANDOMS = {
     "keyed noise": lambda net: Defended(net, Direct(nn.Identity(), noise=0.3)),
     "it says so": Lucky,
     "dropout always on": lambda net: module_of(lambda x: net(F.dropout(x, 0.5, True))),
+    "pooling of random windows": lambda net: nn.Sequential(
+        nn.Upsample(scale_factor=1.5), nn.FractionalMaxPool2d(2, output_size=6), net
+    ),
 }
 
 
@@ -490,6 +493,7 @@ RETURNS = {
     "another size": (lambda x: x[:, :, 1:], "returned shape"),
     "fewer": (lambda x: x[1:], "returned shape"),
     "another device": (lambda x: x.to("meta"), "returned images on meta, expected cpu"),
+    "sparse": (lambda x: x.to_sparse(), "returned a tensor of torch.float32, torch.sparse_coo"),
     "NaN": (lambda x: x * math.nan, "left the linf ball"),
     "infinite": (lambda x: x + math.inf, "left the linf ball"),
     "logits": (lambda x: linear()(x), r"returned shape \[\d+, 4\]"),
@@ -509,6 +513,39 @@ def test_what_an_own_attack_returns_is_looked_at(name, use):
         own = {"mine": lambda model, x, y: make(x)}
         with pytest.raises(ValueError, match=rf"^attacks: 'mine' .*{message}"):
             run(net, x, y, eps=0.001, attacks=own, **more)
+
+
+@pytest.mark.parametrize("name", [name for name in RETURNS if name not in ("NaN", "infinite")])
+def test_what_a_quantised_attack_returns_is_looked_at_as_well(name):
+    make, message = RETURNS[name]
+    net = linear()
+    x, y = close(net)
+
+    def mine(model, x, y, **options):
+        return make(x)
+
+    with pytest.raises(ValueError, match=rf"^attacks: 'mine' .*{message}"):
+        attacks.quantised(mine)(net, (255 * x).round() / 255, y, eps=0.1)
+
+
+class Pairs:
+    def __call__(self, model, x, y, **options):
+        return x, y
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        (attacks.suite, "'suite' returned a WorstCase"),
+        (partial(attacks.suite, attacks={"FGSM": attacks.fgsm}), "'suite' returned a WorstCase"),
+        (Pairs(), "'Pairs' returned a tuple"),
+    ],
+)
+def test_what_is_no_attack_on_images_is_named_by_what_it_is_called(attack, told):
+    net = linear()
+    x, y = close(net, n=4)
+    with pytest.raises(ValueError, match=f"^attacks: {told}, expected images"):
+        attacks.quantised(attack)(net, (255 * x).round() / 255, y, eps=0.1)
 
 
 @pytest.mark.parametrize("bad", [3, "pgd", [attacks.pgd], {"a": 3}, {"a": None}, {"a": "pgd"}])

@@ -266,6 +266,12 @@ BAD = {
     "nothing": torch.zeros(6, 7),
     "nothing of one image": torch.ones(4, *SHAPE) * torch.tensor([1, 1, 0, 1]).view(4, 1, 1, 1),
     "numpy": torch.ones(6, 7).numpy(),
+    "sparse": torch.ones(6, 7).to_sparse(),
+    "compressed rows": torch.ones(6, 7).to_sparse_csr(),
+    "meta": torch.ones(6, 7, device="meta"),
+    "complex": torch.ones(6, 7, dtype=torch.complex64),
+    "quantised": torch.quantize_per_tensor(torch.ones(6, 7), 1.0, 0, torch.quint8),
+    "nested": torch.nested.nested_tensor([torch.ones(7)] * 6),
 }
 
 
@@ -275,9 +281,9 @@ def test_what_is_no_mask_is_refused_by_name_before_the_model_is_asked(name, mask
     x, (model, seen) = torch.rand(4, *SHAPE), counted(linear())
     y = torch.zeros(4).long()
     attack = attacks.suite if name == "suite" else partial(call, name)
-    with pytest.raises(ValueError, match=r"^mask: "):
+    with pytest.raises(ValueError, match=r"^mask: ") as caught:
         attack(model, x, y, eps=0.1, mask=mask)
-    assert not seen
+    assert not seen and "\n" not in str(caught.value)
 
 
 # --- the suite and the protocol ----------------------------------------------------------------

@@ -4,12 +4,21 @@ import torch
 from apudae.core import arguments
 
 GOOD = torch.rand(2, 1, 4, 4)
+# Tensors whose numbers cannot be read one by one.
+ODD = [
+    (GOOD.to_sparse(), "torch.sparse_coo"),
+    (GOOD.to_mkldnn(), "torch._mkldnn"),
+    (GOOD.to("meta"), "on meta"),
+    (torch.nested.nested_tensor(list(GOOD)), "nested tensor"),
+]
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
         ([[0.5]], "x: expected a tensor"),
+        *[(odd, rf"^x: expected a tensor \[N, C, H, W\], got a .*{told}") for odd, told in ODD],
+        (GOOD.to(torch.float8_e5m2), "x: expected floating-point images .* got torch.float8_e5m2"),
         (torch.rand(1, 4, 4), r"x: expected 4 dimensions .* got shape \[1, 4, 4\]"),
         (torch.randint(255, (2, 1, 4, 4)), "x: expected floating-point .* got torch.int64"),
         (GOOD * 255, r"x: expected values in \[0, 1\]"),
@@ -32,6 +41,8 @@ def test_good_images_pass(dtype):
     ("y", "message"),
     [
         ([1, 2], "y: expected a tensor of labels"),
+        (torch.tensor([1, 2]).to_sparse(), r"y: .* labels \[N\], got a .*torch.sparse_coo"),
+        (torch.tensor([1, 2], device="meta"), r"y: .* labels \[N\], got a .*on meta"),
         (torch.tensor([[1, 2]]), r"y: expected a tensor of labels \[N\], got shape \[1, 2\]"),
         (torch.tensor([1.0, 2.0]), "y: expected int64 labels, got torch.float32"),
         (torch.tensor([1]), "y: expected 2 labels, one per image, got 1"),

@@ -1,5 +1,6 @@
 """The one call of a model: what comes in stays as it was, what comes out is looked at."""
 
+import traceback
 import warnings
 from collections import OrderedDict, namedtuple
 from functools import partial
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from support import ATTACKS, call, module_of
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
+from torchvision.ops import DropBlock2d, StochasticDepth
 
 from apudae import attacks, evaluation
 from apudae.core.arguments import AttackWarning
@@ -74,6 +75,30 @@ class Loud(nn.DataParallel):
         return -super().forward(x)
 
 
+class Chain(nn.Sequential):
+    """As quiet."""
+
+
+class Turned(nn.Sequential):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+class Called(nn.Sequential):
+    def __call__(self, x):
+        return -super().__call__(x)
+
+
+class CalledInParallel(nn.DataParallel):
+    def __call__(self, x):
+        return -super().__call__(x)
+
+
+class Gathers(nn.DataParallel):
+    def gather(self, outputs, output_device):
+        return -super().gather(outputs, output_device)
+
+
 def own_forward(net):
     model = nn.Sequential(net)
     model.forward = lambda x: -net(x)
@@ -86,11 +111,25 @@ def hooked(net):
     return model
 
 
+def after_hooked(net):
+    """Beside an Identity that is none."""
+    model = nn.Sequential(net, nn.Identity())
+    model[1].register_forward_hook(lambda module, x, out: -out)
+    return model
+
+
+def after_own_forward(net):
+    model = nn.Sequential(net, nn.Identity())
+    model[1].forward = lambda x: -x
+    return model
+
+
 WRAPPERS = {
     "DataParallel": nn.DataParallel,
     "subclass": Quiet,
     "average": torch.optim.swa_utils.AveragedModel,
     "Sequential": nn.Sequential,
+    "subclass of Sequential": Chain,
     "with Identity": lambda net: nn.Sequential(nn.Identity(), net, nn.Identity()),
     "compiled": lambda net: torch.compile(net, backend="eager"),
     "nested": lambda net: nn.DataParallel(nn.Sequential(nn.DataParallel(net))),
@@ -99,6 +138,12 @@ OTHERS = {
     "an attribute named module": lambda net: HasModule(net, "module"),
     "an attribute named _orig_mod": lambda net: HasModule(net, "_orig_mod"),
     "another forward": Loud,
+    "another forward of Sequential": Turned,
+    "another call": Called,
+    "another call of DataParallel": CalledInParallel,
+    "another way to gather": Gathers,
+    "a hooked Identity": after_hooked,
+    "an Identity with a forward of its own": after_own_forward,
     "a forward of its own": own_forward,
     "a hook": hooked,
     "twice": lambda net: nn.Sequential(nn.Flatten(), nn.Unflatten(1, SHAPE)),
@@ -257,6 +302,7 @@ OUTPUTS = {
     "another batch": (lambda z: z[:-1], r"got shape \[7, 5\]"),
     "complex": (lambda z: z.to(torch.complex64), "of torch.complex64"),
     "sparse": (lambda z: z.detach().to_sparse(), "of torch.float32, torch.sparse_coo"),
+    "nested": (lambda z: torch.nested.nested_tensor(list(z)), "got a nested tensor of"),
     "another device": (lambda z: z.to("meta"), r"on cpu, where images are, got meta"),
 }
 
@@ -287,6 +333,40 @@ def test_counts_and_half_precision_are_logits(net, x, y):
     votes = module_of(lambda z: F.one_hot(net(z).argmax(1), 5))
     assert logits_of(votes, x).dtype == torch.float32
     assert accuracy(votes, x, y).correct == 8
+
+
+class Refuses(torch.Tensor):
+    """Tensors of no operation."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return NotImplemented
+
+
+class Breaks(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        raise ZeroDivisionError(func)
+
+
+class Labelled(torch.Tensor):
+    """Another object at each operation, such as a reader of image files returns."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        return out.detach().as_subclass(cls) if isinstance(out, torch.Tensor) else out
+
+
+@pytest.mark.parametrize("kind", [Refuses, Breaks, Labelled])
+def test_logits_of_a_subclass_are_the_tensor_underneath(kind, net, x, y):
+    model = module_of(lambda z: net(z).as_subclass(kind))
+    for use in ("ask", "pgd"):
+        found = USES[use](model, None, x, y)
+        assert type(found) is torch.Tensor and torch.equal(found, USES[use](net, None, x, y))
+    assert type(logits_of(module_of(lambda z: nn.Parameter(net(z).detach())), x)) is torch.Tensor
+    dae = module_of(lambda z: (0.9 * z).as_subclass(kind))
+    assert torch.equal(Direct(dae)(x), (0.9 * x).clamp(0, 1))
 
 
 PICKS = {
@@ -366,12 +446,60 @@ def test_so_is_a_dae(name, use, net, x, y):
         USES[use](None, FAILS[name](net).eval(), x, y)
 
 
-def test_running_out_of_memory_is_not_the_models_fault(x):
-    def full(z):
-        raise torch.OutOfMemoryError("no room")
+class OwnError(Exception):
+    pass
 
-    with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        ask(module_of(full), x)
+
+# What somebody's forward may raise, and how it is told.
+FAULTS = {
+    "key": (KeyError("lost"), "KeyError: 'lost'"),
+    "no words": (KeyError(), "KeyError"),
+    "division": (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+    "file": (FileNotFoundError(2, "No such file", "a.npy"), "FileNotFoundError: .*a.npy."),
+    "attribute": (AttributeError("no 'fc'"), "AttributeError: no 'fc'"),
+    "own": (OwnError("one\ntwo"), "OwnError: one"),
+    "value": (ValueError("too small"), "too small"),
+    "no value": (ValueError(), "ValueError"),
+    "assertion": (AssertionError(), "AssertionError"),
+    "end": (StopIteration(3), "StopIteration: 3"),
+    "depth": (RecursionError("too deep"), "too deep"),
+}
+ASKED = dict.fromkeys(("accuracy", "ask", "pgd", "suite", "evaluate"), "model")
+ASKED |= dict.fromkeys(("Direct", "Adaptive", "calibrate"), "dae")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("use", ASKED)
+def test_whatever_a_forward_raises_is_told_of_the_model_and_kept(name, use, x, y):
+    error, words = FAULTS[name]
+
+    def fails(z):
+        raise error
+
+    with pytest.raises(ValueError, match=rf"^{ASKED[use]}: fails on images .*: {words}$") as caught:
+        USES[use](module_of(fails), module_of(fails), x, y)
+    cause = caught.value.__cause__
+    assert type(cause) is type(error) and cause.args == error.args
+    assert any(entry.name == "fails" for entry in traceback.extract_tb(cause.__traceback__))
+
+
+OURS = [torch.OutOfMemoryError("no room"), MemoryError("no room"), KeyboardInterrupt()]
+OURS += [NotImplementedError("one mode only"), AttackWarning("as an error")]
+
+
+@pytest.mark.parametrize("error", OURS, ids=repr)
+def test_what_is_not_the_models_fault_passes_as_it_is(error, x):
+    def fails(z):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        ask(module_of(fails), x)
+    assert caught.value is error
+
+
+def test_what_the_package_says_inside_a_model_passes_as_it_is(x):
+    with pytest.raises(ValueError, match=r"^stepper: expected one of"):
+        ask(module_of(lambda z: Adaptive(nn.Identity(), stepper="none")(z)), x)
 
 
 # --- modes --------------------------------------------------------------------------------------
@@ -382,7 +510,114 @@ class Own(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
-MODES = {
+class Helps(nn.Module):
+    def _drop(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+    def forward(self, x):
+        return self._drop(x)
+
+
+class ByName(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, getattr(self, "training"))  # noqa: B009
+
+
+class ByProperty(nn.Module):
+    @property
+    def chance(self):
+        return 0.5 * self.training
+
+    def forward(self, x):
+        return F.dropout(x, self.chance)
+
+
+class InALoop(nn.Module):
+    def forward(self, x):
+        return torch.stack([F.dropout(z, 0.5, self.training) for z in x])
+
+
+class ByFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = lambda x: F.dropout(x, 0.5, self.training)
+
+    def forward(self, x):
+        return self.drop(x)
+
+
+class Mixin:
+    def drop(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+class Mixed(nn.Module, Mixin):
+    def forward(self, x):
+        return self.drop(x)
+
+
+class OfOwn(Own):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+class OfDropout(nn.Dropout):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+class OfLSTM(nn.LSTM):
+    def forward(self, x):
+        return F.dropout(super().forward(x)[0], 0.5, self.training)
+
+
+class Overrides(Own):
+    """Nothing of what its base does."""
+
+    def __init__(self):
+        super().__init__()
+        self.train(self.training)
+
+    def forward(self, x):
+        return x
+
+
+def hooked_layer(hook):
+    layer = nn.Linear(4, 4)
+    layer.register_forward_pre_hook(hook)
+    return layer
+
+
+def shaken(module, x):
+    return (x[0] + module.training,)
+
+
+HIDDEN_MODES = {
+    "helper": (Helps(), True),
+    "getattr": (ByName(), True),
+    "property": (ByProperty(), True),
+    "comprehension": (InALoop(), True),
+    "function of the object": (ByFunction(), True),
+    "mixin": (Mixed(), True),
+    "base": (OfOwn(), True),
+    "base of torch": (OfDropout(), True),
+    "layer of torch with more": (OfLSTM(4, 4), True),
+    "hook": (hooked_layer(shaken), True),
+    "bound hook": (hooked_layer(partial(shaken)), True),
+    "spectral norm": (torch.nn.utils.spectral_norm(nn.Linear(4, 4)), True),
+    "Dropout of 0": (nn.Dropout(0.0), False),
+    "Dropout2d of 0": (nn.Dropout2d(0.0), False),
+    "AlphaDropout of 0": (nn.AlphaDropout(0.0), False),
+    "FeatureAlphaDropout of 0": (nn.FeatureAlphaDropout(0.0), False),
+    "StochasticDepth of 0": (StochasticDepth(0.0, "row"), False),
+    "DropBlock2d of 0": (DropBlock2d(0.0, 3), False),
+    "LSTM of one layer": (nn.LSTM(4, 4, dropout=0.1), False),
+    "TransformerEncoderLayer of 0": (nn.TransformerEncoderLayer(4, 2, dropout=0.0), False),
+    "LSTMCell": (nn.LSTMCell(4, 4), False),
+    "weight norm": (torch.nn.utils.weight_norm(nn.Linear(4, 4)), False),
+    "overridden": (Overrides(), False),
+}
+MODES = HIDDEN_MODES | {
     "BatchNorm2d": (nn.BatchNorm2d(1), True),
     "Dropout": (nn.Dropout(0.1), True),
     "AlphaDropout": (nn.AlphaDropout(0.1), True),
@@ -508,7 +743,8 @@ def test_ordinary_logits_keep_every_bit_of_value_and_slope(seed, scale):
     assert torch.equal(bounded(bounded(z)), bounded(z))
 
 
-def test_one_call_differentiates_what_it_can():
+@pytest.mark.parametrize(("error", "name"), [(RuntimeError, ""), (OwnError, "OwnError: ")])
+def test_one_call_differentiates_what_it_can(error, name):
     class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -516,11 +752,11 @@ def test_one_call_differentiates_what_it_can():
 
         @staticmethod
         def backward(ctx, gradient):
-            raise RuntimeError("not known, once and for all")
+            raise error("not known, once and for all")
 
     model, x = module_of(Once.apply), torch.rand(4, *SHAPE)
     assert not differentiable(model, x)
     with pytest.raises(
-        ValueError, match=r"^model: autograd cannot differentiate it; try BPDA: not"
+        ValueError, match=rf"^model: autograd cannot differentiate it; try BPDA: {name}not"
     ):
         attacks.fgsm(model, x, torch.zeros(4, dtype=torch.int64), eps=0.1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
+import re
 
 import pytest
 import support
@@ -105,6 +108,118 @@ def test_a_flipped_bit_and_a_lost_end_are_refused_with_the_files_name(kind, tmp_
         assert path.read_bytes() == bad
     path.write_bytes(good)
     read(path)
+
+
+def sealed(text):
+    """With a digest that fits, as whoever hands it on could write."""
+    blank = re.sub(r'[0-9a-f]{64}(?="\n}\n$)', "0" * 64, text)
+    return blank[:-68] + hashlib.sha256(blank.encode()).hexdigest() + blank[-4:]
+
+
+@pytest.mark.parametrize("kind", ["manifest.json", "toy.json", "report.json"])
+def test_json_that_says_two_things_or_more_than_a_float_holds_is_refused(kind, tmp_path):
+    write, read = KINDS[kind]
+    path = tmp_path / kind
+    write(path)
+    good = path.read_text("utf-8")
+    assert sealed(good) == good
+    first = re.search(r'"\w+": (?=")', good)[0]  # anywhere: a name that stands before a text
+    for more, message in (
+        (f'{first}"x", ', f"{first[:-2].replace(chr(34), chr(39))} stands there twice"),
+        *((f'"huge": {n}, ', "1.* is no finite number") for n in ("1" + "0" * 400, "1e400")),
+        (f'"huge": -1{"0" * 5000}, ', "-1000000000000000000 is no finite number"),
+    ):
+        path.write_text(sealed(good.replace(first, more + first, 1)), "utf-8")
+        with pytest.raises(RuntimeError, match=rf"{kind} is damaged: {message}") as error:
+            read(path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["toy.json", "report.json"])
+def test_a_folder_or_a_link_to_nothing_in_place_of_a_record_is_said(kind, tmp_path):
+    _, read = KINDS[kind]
+    path = tmp_path / kind
+    for put in (path.mkdir, lambda: path.symlink_to(tmp_path / "gone")):
+        put()
+        with pytest.raises(RuntimeError, match=rf"{kind} is damaged: it is no file$"):
+            read(path)
+        with pytest.raises(ValueError, match=r"unknown record 'x' in .*; known: none$"):
+            record.load("x", tmp_path)
+        if path.is_dir():
+            with pytest.raises(RuntimeError, match=r"\.json is damaged: it is no file$"):
+                Record(path.stem, {}, tmp_path, keys=("k",))  # before anything is measured
+            path.rmdir()
+
+
+PRINT = {"sha256": "0", "answers": ["0.5 -1"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"made": wrong} for wrong in (..., {"apudae": 1}, {"device": None})),
+        *({"models": {"a": wrong}} for wrong in ("x", [], {}, {"sha256": "0"}, {"answers": []})),
+        *({"models": {"a": PRINT | {"answers": v}}} for v in ("0.5", [0.5], ["x"], [None])),
+        *({"model": PRINT | wrong} for wrong in ({"sha256": 1}, {"answers": ["1 2 x"]})),
+        *({"warnings": {"noise wins": wrong}} for wrong in (1, None, [])),
+        {"models_sha256": {"a": 1}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("schema", [1, 2])
+def test_what_a_record_says_of_its_makers_and_models_is_of_the_right_kind(
+    changes, schema, tmp_path
+):
+    path, rows = tmp_path / "toy.json", [{"k": 0, "n": 4, "correct": 2, "outcomes": "a0"}]
+    whole = {"schema": schema, "made": record.provenance(), "keys": ["k"], "rows": rows}
+    whole |= {"models": {"a": PRINT}, "model": PRINT, "warnings": {"noise wins": "by 3"}}
+
+    def put(content):
+        content = {k: v for k, v in content.items() if v is not ...}
+        if schema == 1:
+            path.write_text(json.dumps(content), "utf-8")
+        else:
+            files.write_json(path, content)
+
+    put(whole)
+    assert record.load("toy", tmp_path) == whole
+    put(whole | changes)
+    with pytest.raises(RuntimeError, match=r"toy\.json is damaged: ") as error:
+        record.load("toy", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"a": {1: 0, "1": 0}}, {"a": {None: 0, "null": 0}}, {"a": "\ud800"}, {"\udfff": 1}),
+        {"a": [10**400]},
+    ],
+    ids=lambda content: str(list(content))[:20],
+)
+def test_what_could_not_be_read_again_is_not_written(content, tmp_path):
+    path = tmp_path / "any.json"
+    files.write_json(path, {"good": 10**300})
+    with pytest.raises(ValueError, match=r"any\.json: cannot be written as JSON: ") as error:
+        files.write_json(path, content)
+    assert "\n" not in str(error.value) and files.read_json(path) == {"good": 10**300}
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 240, "é" * 121])
+def test_a_name_that_is_too_long_for_a_file_is_told(name, tmp_path):
+    for use in (
+        lambda: record.load(name, tmp_path),
+        lambda: Report.load(name, tmp_path),
+        lambda: record.save(name, {}, tmp_path),
+        lambda: Record(name, {}, tmp_path),
+        lambda: files.weights_file(name, "0" * 64),
+    ):
+        with pytest.raises(ValueError, match=r"^name: \w{20}\.\.\. is too long for a file$"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+    longest = "n" * (255 - len("..json.part.apudae"))
+    record.save(longest, {"a": 1}, tmp_path)
+    assert record.load(longest, tmp_path)["a"] == 1
 
 
 # What a state may be changed to with a digest that fits; where its message points.
@@ -239,7 +354,7 @@ def test_weights_of_no_use_are_not_loaded(change, message, tmp_path):
         models.load("m", tmp_path)
 
 
-BAD_NAMES = ["../evil", "", ".", "..", ".hidden", "a/b", "a\\b", "/tmp/x", "a b", "a\n", "*", None]
+BAD_NAMES = ["../evil", "", ".", "..", ".hidden", "a/b", "a\\b", "/tmp/x", "a b", "a\n", "*"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

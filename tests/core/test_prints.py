@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
+import operator
+import re
 import subprocess
 import sys
 import types
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -60,6 +66,19 @@ class Slotted:
 
     def __init__(self, inner):
         self.inner = inner
+
+
+class Temperature(float):
+    pass
+
+
+class Name(str):
+    pass
+
+
+def attributed(thing, value):
+    thing.scale = value
+    return thing
 
 
 def closed(value):
@@ -154,6 +173,19 @@ WRAPPED = {
     "nested": lambda v: torch.nested.nested_tensor([v, v[:1]]),
     "cut": lambda v: v.t()[1:],
     "float": lambda v: v.double()[1, 2].item(),
+    "own float": lambda v: Temperature(v[1, 2]),
+    "own text": lambda v: Name(v[1, 2].item()),
+    "bytes": lambda v: bytearray(v.numpy().tobytes()),
+    "decimal": lambda v: Decimal(v[1, 2].item()),
+    "fraction": lambda v: Fraction(v[1, 2].item()),
+    "path": lambda v: PurePosixPath(str(v[1, 2].item())),
+    "pattern": lambda v: re.compile(str(v[1, 2].item())),
+    "getter": lambda v: operator.itemgetter(v[1, 2].item()),
+    "factory": lambda v: collections.defaultdict(closed(v), a=0.5),
+    "queue": lambda v: collections.deque([v]),
+    "cached": lambda v: functools.lru_cache(closed(v)),
+    "attribute of a function": lambda v: attributed(closed(1.0), v),
+    "attribute of a tensor": lambda v: attributed(torch.ones(1), v),
 }
 
 

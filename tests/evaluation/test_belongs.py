@@ -84,6 +84,39 @@ def test_another_model_or_other_images_are_refused_and_the_reason_is_told(ask, t
     assert (tmp_path / "r.json").is_file()
 
 
+class Counting(Mine):
+    """It keeps something that its own calls change."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.total = {"float": 0.0, "buffer": nn.Buffer(torch.zeros(1))}.get(keeps, [])
+        self.keeps = keeps
+
+    def forward(self, x):
+        if self.keeps == "cache":  # filled by the first call, and then as it is
+            self.total = self.total or [0.5]
+        elif self.keeps == "list":
+            self.total.append(len(x) / 2)
+        elif self.keeps != "nothing":
+            self.total += 0.5
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("keeps", ["float", "buffer", "list", "cache", "nothing"])
+@pytest.mark.parametrize("ask", [measured, votes])
+def test_a_model_that_its_own_calls_change_is_not_called_another(ask, keeps, tmp_path):
+    model, changes = Counting(keeps), keeps not in ("cache", "nothing")
+    first = ask(tmp_path, model)
+    findings = {finding.name for finding in getattr(first, "findings", [])}
+    assert ("changes as it is asked" in findings) == (changes and ask is measured)
+    for again in (model, Counting(keeps)):
+        if changes:
+            with pytest.raises(ValueError, match="it keeps what its own calls change; let counts"):
+                ask(tmp_path, again)
+        else:
+            ask(tmp_path, again)
+
+
 def test_labels_masks_and_own_attacks_belong_to_a_report_too(tmp_path):
     def still(model, x, y, **options):
         return x

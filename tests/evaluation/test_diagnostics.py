@@ -8,7 +8,7 @@ from torch import nn
 
 from apudae import evaluation
 from apudae.core.arguments import AttackWarning
-from apudae.evaluation import RULES, Finding, inspect_model, protocol
+from apudae.evaluation import RULES, Finding, __main__, inspect_model, protocol
 from apudae.evaluation.diagnostics import is_random
 from apudae.purification import Adaptive, Calibration, Defended, Direct
 
@@ -58,6 +58,16 @@ def test_every_rule_is_told_whole_and_drawn_as_a_warning(classifier, digits):
         evaluation.evaluate(
             classifier, *digits.take(5), eps=0.1, budget=SMALL, curves=False, progress=False
         )
+
+
+def test_a_radius_that_holds_all_images_is_a_finding_also_from_the_command(
+    classifier, digits, capsys
+):
+    for eps, norm, raised in ((8, "linf", True), (1, "linf", False), (28.1, "l2", True)):
+        report = run(classifier, digits.take(4), eps=eps, norm=norm, budget=SMALL, curves=False)
+        assert ("everything in reach" in names(report)) == raised
+    assert __main__.main(["--eps", "8", "--n", "2", "--no-curves"]) == 0
+    assert "everything in reach: 8 is more than any two images differ by" in capsys.readouterr().out
 
 
 def test_randomness_is_found(classifier, digits):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import digits, shipped
+from support import digits, names, shipped
 
 from apudae.core import scores
 from apudae.core.arguments import AttackWarning
@@ -33,7 +33,9 @@ def test_the_hardened_network_is_attacked_as_hard_as_by_art(monkeypatch, whole):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)
         report = evaluate(hardened, x, y, eps=eps, budget=ours, curves=False, progress=False)
-    assert report.findings == [] and 20 <= report.worst.percent <= 80
+    # 5,000 queries of Square find more than the gradients do, here as in ART.
+    assert names(report) <= ({"black box wins"} if whole else set())
+    assert 20 <= report.worst.percent <= 80
     estimator = PyTorchClassifier(
         hardened,
         torch.nn.CrossEntropyLoss(),

@@ -180,3 +180,23 @@ def test_what_a_row_has_measured_itself_goes_before_a_verdict(read, tmp_path):
     found = results("mnist", "quick", place)
     assert found.right("direct", "protocol", 0.3).tolist() == [True, False]
     assert found.budget_of("direct", 0.3) == "quick" and found.stands("direct", 0.3) == {"PGD": 50}
+
+
+@pytest.mark.parametrize(
+    ("more", "lacking"),
+    [
+        ({"profile": None}, "profile, budget"),
+        *(({"profile": wrong}, "budget") for wrong in ({}, {"budget": "quick"})),
+        *(({"ms_per_image": wrong}, "ms_per_image") for wrong in (None, 3.0)),
+        ({"rows": [{"defense": "no defense", "attack": "clean", "eps": 0.0}]}, "outcomes of"),
+        ({"rows": [{"defense": "no defense", "attack": "clean"}]}, "it has no eps"),
+        ({"rows": None}, "rows"),
+    ],
+)
+def test_a_record_that_lacks_a_part_is_refused_by_its_file(more, lacking, tmp_path):
+    whole = {"rows": three(), "ms_per_image": {}, "profile": {"budget": PLAIN}} | more
+    record.save("mnist", {k: v for k, v in whole.items() if v is not None}, tmp_path)
+    told = rf"mnist\.json (lacks|is damaged: ).*{lacking}"
+    with pytest.raises(RuntimeError, match=told) as error:
+        results("mnist", place=Place(results=tmp_path))
+    assert "\n" not in str(error.value)

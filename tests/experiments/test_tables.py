@@ -382,8 +382,8 @@ def test_the_shipped_choice_comes_along_with_the_weights_it_was_made_for(tmp_pat
     plans.take_along(choice, plan, place)
     assert files(place.results) == before  # one's own is kept
     others = place_with(made(tmp_path / "others"), "cifar10-dae")
-    net = models.build("rednet", depth=10)
-    models.save("cifar10-dae", net, architecture="rednet", folder=others.weights)
+    how = {"architecture": "rednet", "options": {"depth": 10}, "folder": others.weights}
+    models.save("cifar10-dae", models.build("rednet", depth=10), **how)
     plans.take_along(choice, plan, others)
     assert not others.results.exists()
 

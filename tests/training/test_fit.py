@@ -176,21 +176,20 @@ def test_a_killed_run_resumes_and_ends_bit_identical(name, digits, tmp_path):
     run = {"epochs": 4, "batch_size": 32, "validation": (x, y), "seed": 5} | OPTIONS[name]
     whole = WithDropout()
     expected = training.fit(whole, x, y, **run)
+    left = {"steps": 23}  # whole numbers that a task counts in are no part of what it is
 
-    steps = []
-
-    def killed(model, images, labels, generator):
-        steps.append(1)
-        if len(steps) == 23:  # in the third epoch of 7 steps each
+    def task(model, images, labels, generator):
+        left["steps"] -= 1
+        if not left["steps"]:  # in the third epoch of 7 steps each
             raise Killed
         return training.classification(model, images, labels, generator)
 
-    killed.__name__ = "classification"
+    run["task"] = task
     first = WithDropout()
     path = tmp_path / "deep" / "run.pt"
     validation = {"validation": None}
     with pytest.raises(Killed):
-        training.fit(first, x, y, task=killed, checkpoint=path, **run | validation)
+        training.fit(first, x, y, checkpoint=path, **run | validation)
     second = WithDropout()
     torch.rand(7)  # the global state of another day
     found = training.fit(second, x, y, checkpoint=path, **run)
@@ -296,6 +295,60 @@ def test_a_run_is_resumed_only_as_what_it_was(digits, tmp_path):
             training.fit(dae, x, y, **options)
     with pytest.raises(ValueError, match="a run with images"):
         training.fit(dae, 1 - x, y, task=training.denoising(0.3), **run)
+
+
+def _freeze(net):
+    net.net[0].requires_grad_(False)
+
+
+def _weigh(factor):
+    def task(model, x, y, generator):
+        return factor * training.classification(model, x, y, generator)
+
+    return task
+
+
+def _other_code():
+    def task(model, x, y, generator):
+        return training.classification(model, 1 - x, y, generator)
+
+    return task
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.net.__setitem__(2, nn.Tanh()), "a model of other layers"),
+        (lambda m: setattr(m.net[3], "p", 0.9), "a model of other layers"),
+        (lambda m: setattr(m.net[1], "momentum", 0.5), "a model of other layers"),
+        (lambda m: setattr(m, "shift", torch.ones(3)), "a model of other layers"),
+        (lambda m: m.net.register_forward_hook(lambda *_: None), "a model of other layers"),
+        (_freeze, "a model of other layers, options, code, or frozen weights"),
+        (lambda m: {"task": _weigh(2.0)}, "a task of other code or values"),
+        (lambda m: {"task": _other_code()}, "a task of other code or values"),
+        (lambda m: {"validation": 0.5}, "other validation images or labels"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_network_task_or_validation_set(
+    change, message, digits, tmp_path
+):
+    x, y = digits.take(32)
+
+    def run(**changes):
+        options = {"task": _weigh(1.0), "validation": 1.0} | changes
+        options["validation"] = (x * options["validation"], y)
+        training.fit(net, x, y, epochs=1, checkpoint=tmp_path / "run.pt", **options)
+
+    net = WithDropout()
+    run()
+    trained = weights(net)
+    run()  # the same network, trained
+    net = WithDropout()
+    run()  # or built anew
+    assert torch.equal(weights(net), trained)
+    changes = change(net)
+    with pytest.raises(ValueError, match=message):
+        run(**(changes if isinstance(changes, dict) else {}))
 
 
 def test_labels_without_a_class_are_named_before_training(digits):

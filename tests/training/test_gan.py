@@ -57,8 +57,11 @@ def test_a_gan_goes_on_where_it_was_killed(tmp_path):
     for one, other in zip(whole, again, strict=True):
         for key, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[key])
-    with pytest.raises(ValueError, match=r"gan\.pt was made with other settings; move it"):
-        train_gan(*pair(), real, **options | {"seed": 4}, checkpoint=path)
+    other, (drawing, critic) = options | {"seed": 4}, pair()
+    critic[2] = nn.ReLU()
+    for networks, asked in ((pair(), other), ((drawing, critic), options)):
+        with pytest.raises(ValueError, match=r"gan\.pt was made with other settings or networks"):
+            train_gan(*networks, real, **asked, checkpoint=path)
 
 
 @pytest.mark.parametrize(
