@@ -126,7 +126,7 @@ def save(
     options = {k: check_count(v, f"options[{k!r}]", minimum=0) for k, v in (options or {}).items()}
     expected, found, weights = _state(architecture, options), model.state_dict(), {}
     wanted = f"model: expected {architecture} with options {options}"
-    _check_alike(expected, found, wanted, "it", "that")
+    _check_alike(expected, found, wanted, "what came", architecture)
     for key, value in found.items():
         plain = value.layout == torch.strided and not value.is_meta
         require(plain, f"model: {key} holds no numbers that can be stored")

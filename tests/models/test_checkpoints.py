@@ -170,11 +170,20 @@ class Told(models.ConvDAE):
 OTHER = r"model: expected mnist-dae with options {'latent': 1, 'width': 1}: "
 TWICE, HUGE = {1: 0, "1": 0}, 10**400
 UNSAVED = {
-    "another architecture": ({"model": nn.Linear(2, 2)}, f"{OTHER}bias is [2] in it, nothing in "),
+    "another architecture": (
+        {"model": nn.Linear(2, 2)},
+        f"{OTHER}bias is [2] in what came, nothing in ",
+    ),
     "other layers": ({"model": models.build("mnist-cnn", width=1)}, f"{OTHER}decoder.0.bias is no"),
-    "a wider one": ({"options": SMALL | {"width": 2}}, "decoder.0.bias is [98] in it, [196] in "),
+    "a wider one": (
+        {"options": SMALL | {"width": 2}},
+        "decoder.0.bias is [98] in what came, [196] in ",
+    ),
     "a part of another": ({"model": nn.Sequential(small())}, f"{OTHER}0.decoder.0.bias is [98] in"),
-    "no tensor": ({"model": Told(**SMALL)}, f"{OTHER}_extra_state is no tensor in it, nothing in"),
+    "no tensor": (
+        {"model": Told(**SMALL)},
+        f"{OTHER}_extra_state is no tensor in what came, nothing in",
+    ),
     "complex": ({"model": small(bias=torch.ones(1) * 1j)}, "encoder.0.bias is [1] of complex"),
     "no device": ({"model": small(bias=torch.ones(1, device="meta"))}, "encoder.0.bias holds no "),
     "sparse": ({"model": small(bias=torch.ones(1).to_sparse())}, "encoder.0.bias holds no num"),
