@@ -1,20 +1,21 @@
 """How strong the attacks are on the shipped classifier, and in which order."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
-from support import call, shipped
+from support import call, read, shipped, small
 from torch import nn
 from torch.nn import functional as F
 
-from apudae import attacks, data, models
+from apudae import attacks, data
 from apudae.core.norms import NORMS
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("mnist", "validation").take(200)
+    return data.load("mnist", "validation").take(100)
 
 
 def standing(x_adv, y):
@@ -47,8 +48,8 @@ def test_stopping_early_at_a_large_epsilon_asks_far_less():
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "cw", "deepfool"])
 def test_half_precision_models_are_attacked_as_well(name, generator):
     """bf16 keeps 8 bits: the images differ, the strength hardly does."""
-    x, y = data.load("mnist", "validation").take(100)
-    model = models.load("mnist-cnn")
+    x, y = read(100)
+    model = deepcopy(small())
     eps, norm = (1.5, "l2") if name in ("cw", "deepfool") else (0.1, "linf")
     standing = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -91,7 +92,7 @@ def test_more_epsilon_steps_and_restarts_never_leave_more_standing(norm, digits)
     model = shipped("mnist-cnn")
     unit = 0.1 if norm == "linf" else 1.5
     attack = partial(attacks.pgd, model, x, y, norm=norm, early_stop=True)
-    slack = 0.02  # four images of 200: one run and one random start
+    slack = 0.02  # two images of 100: one run and one random start
     for smaller, larger in ((0.3, 0.6), (0.6, 0.9), (0.9, 1.2)):
         few, many = (standing(attack(eps=unit * k, steps=20), y) for k in (smaller, larger))
         assert many <= few

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from support import shipped
+from support import Hot, read, shipped, small
 
 from apudae import attacks, data
 from apudae.attacks.suite import standard
@@ -91,11 +91,13 @@ def test_an_image_that_stands_is_returned_at_its_highest_loss(digits, model):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_withstands_the_standard_list_withstands_each_of_its_members(norm, digits, model):
-    x, y = (part[:40] for part in digits)
-    eps = 0.1 if norm == "linf" else 1.5
+def test_what_withstands_the_standard_list_withstands_each_of_its_members(norm):
+    """On a model whose cross-entropy has no gradient, so that the first of them fell little."""
+    model, (x, y) = Hot(small()), read(40)
+    eps = 0.08 if norm == "linf" else 1.2
     worst = attacks.suite(model, x, y, eps=eps, norm=norm)
     assert worst.names == ("clean", "PGD", "APGD-CE", "APGD-DLR", "Square")
+    assert 10 <= worst.standing.sum() <= 30
     for attack in standard(classes=10).values():
         alone = model(attack(model, x, y, eps=eps, norm=norm)).argmax(1) == y
         assert (alone | ~worst.standing).double().mean() > 0.97  # one may fall by rounding

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from apudae.core import processes
 from apudae.core.scores import accuracy
 
 WORKER = """
-import json, sys, torch
+import json, os, runpy, sys, torch
 from apudae import data, models, training
 from apudae.core import processes
 from apudae.evaluation import accuracy, outcomes
@@ -49,6 +50,10 @@ with processes.processes("cpu") as device:
         "correct": score.correct, "measured": loss, "buffers": buffers, "weights": weights.tolist(),
     }
     open(f"{out}/{processes.rank()}.json", "w").write(json.dumps(report))
+# A command, in the same two processes, for imports take long: they meet anew, at another port.
+os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": sys.argv[2]}
+sys.argv = ["", *sys.argv[3:]]
+runpy.run_module("apudae.training", run_name="__main__", alter_sys=True)
 """
 
 
@@ -62,12 +67,24 @@ def torchrun(*arguments, processes=2):
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def both(tmp_path_factory):
+    """What each process says of itself, the folder of the command they run then, what it shows."""
     folder = tmp_path_factory.mktemp("two")
     script = folder / "worker.py"
     script.write_text(WORKER)
-    torchrun(str(script), str(folder))
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    options = ["--model", "mnist-dae", "--option", "width=4", "--data", "mnist", "--epochs", "1"]
+    options += ["--task", "denoising", "--sigma", "0.3", "--out", str(folder / "command")]
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    shown = torchrun(str(script), str(folder), str(port), *options)
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return found, folder / "command", shown
+
+
+@pytest.fixture(scope="module")
+def reports(both):
+    return both[0]
 
 
 def test_every_image_is_seen_once_per_epoch_by_one_of_two(reports):
@@ -100,15 +117,13 @@ def test_batch_norm_ends_the_same_in_both(reports):
     assert reports[0]["buffers"] == reports[1]["buffers"]
 
 
-def test_the_command_under_torchrun_writes_once(tmp_path):
-    options = ["--model", "mnist-dae", "--option", "width=4", "--data", "mnist", "--epochs", "1"]
-    options += ["--task", "denoising", "--sigma", "0.3", "--out", str(tmp_path)]
-    shown = torchrun("-m", "apudae.training", *options)
+def test_the_command_under_torchrun_writes_once(both):
+    _, folder, shown = both
     assert shown.count("mean squared error") == 1
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".pt", ".safetensors"]
-    about = models.about("mnist-dae", tmp_path)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".pt", ".safetensors"]
+    about = models.about("mnist-dae", folder)
     assert about["training"]["sigma"] == [0.3]
-    assert models.load("mnist-dae", tmp_path).encoder[0].out_channels == 4
+    assert models.load("mnist-dae", folder).encoder[0].out_channels == 4
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):

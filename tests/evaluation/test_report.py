@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from functools import partial
 import pytest
 import support
 import torch
-from support import SMALL, Opaque, names, run, shipped
+from support import SMALL, Opaque, components, names, run, small
 from torch import nn
 
 from apudae import evaluation
@@ -23,26 +24,28 @@ from apudae.purification import Defended, Direct
 
 @pytest.fixture(scope="module")
 def classifier():
-    return shipped("mnist-cnn")
+    return small()
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return support.digits(24)
+    return support.read(24)
 
 
 def defended():
-    return Defended(shipped("mnist-cnn"), Direct(shipped("mnist-dae"), noise=0.2))
+    return Defended(small(), Direct(components(), noise=0.2))
 
 
 @pytest.mark.parametrize("random", [False, True])
 def test_a_killed_evaluation_goes_on_where_it_was(digits, tmp_path, monkeypatch, random):
-    dae = shipped("mnist-dae")
+    dae = components()
     purifier = Direct(dae, noise=0.2) if random else Direct(dae)
-    model = Defended(shipped("mnist-cnn"), purifier)
+    model = Defended(small(), purifier)
     few = digits.take(20)
-    options = {"eps": 0.2, "budget": replace(SMALL, scoring=8), "title": "it"}
+    budget = replace(SMALL, pgd=1, apgd=5, queries=10, curve=10, scoring=8)
+    options = {"eps": 0.1, "budget": budget, "title": "it"}
     whole = run(model, few, **options)
+    assert len(set(whole.chosen())) > 2 and 0 < whole.worst.correct < 20  # several have a say
 
     calls, keep = [], protocol.Evaluation._keep
 
@@ -71,7 +74,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(digits, tmp_path, monkeypatch,
         run(model, few, **options, record=tmp_path / "r_0.2").rows == loaded.rows
     )  # done: no work
     with pytest.raises(ValueError, match="was made with another eps; move it or name another"):
-        run(model, few, **options | {"eps": 0.1}, record=tmp_path / "r_0.2")
+        run(model, few, **options | {"eps": 0.2}, record=tmp_path / "r_0.2")
     with pytest.raises(ValueError, match="was made with another model_sha256"):
         other = Defended(model.classifier, Direct(dae, repeats=2, noise=0.2 if random else 0.0))
         run(other, few, **options, record=tmp_path / "r_0.2")
@@ -110,7 +113,7 @@ def test_own_attacks_join_and_must_stay_in_the_ball(digits, classifier):
 
 def test_l2_and_few_classes(digits, classifier):
     report = run(
-        Defended(classifier, Direct(shipped("mnist-dae"))),
+        Defended(classifier, Direct(components())),
         digits.take(20),
         eps=1.5,
         norm="l2",
@@ -158,18 +161,22 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
     command = [sys.executable, "-m", "apudae.evaluation", "--n", "20", "--no-curves"]
     run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True)
-    options = ["--purifier", "mine:blur", "--eps", "0.1", "0.2", "--record", "r"]
+    options = ["--purifier", "mine:blur", "--eps", "0.3", "0.4", "--record", "r"]
     done = run([*command, *options])
     assert done.returncode == 0, done.stderr
-    assert "at most about" in done.stdout and "linf ε = 0.2, quick budget, n = 20" in done.stdout
-    assert (tmp_path / "r-0.1.json").is_file() and (tmp_path / "r-0.2.json").is_file()
-    failed = run([*command, "--classifier", "mine:nothing", "--eps", "0.1"])
-    message = "error: mine:nothing: module 'mine' has no attribute"
-    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith(message)
-    assert "Traceback" not in failed.stderr
+    assert "at most about" in done.stdout and "linf ε = 0.4, quick budget, n = 20" in done.stdout
+    assert (tmp_path / "r-0.3.json").is_file() and (tmp_path / "r-0.4.json").is_file()
 
     monkeypatch.chdir(tmp_path)  # the same without the seconds that a process takes to begin
     monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, __main__.__name__)
+    monkeypatch.setattr(sys, "argv", ["", "--classifier", "mine:nothing", "--eps", "0.1"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("apudae.evaluation", run_name="__main__", alter_sys=True)
+    message = "error: mine:nothing: module 'mine' has no attribute"
+    shown = capsys.readouterr().err
+    assert end.value.code == 1 and shown.splitlines()[-1].startswith(message)
+    assert "Traceback" not in shown
     few = ["--n", "20", "--no-curves", "--eps", "0.05"]
     assert __main__.main(["--classifier", "mine:build", *few]) == 0
     assert "mine:build, purifier none" in capsys.readouterr().out
@@ -251,7 +258,7 @@ def test_what_cannot_be_measured_is_refused(digits, classifier):
     for name in ("PGD", "transfer"):  # which a bare classifier has not, but warnings look for
         with pytest.raises(ValueError, match=f"attacks: '{name}' is one of the protocol's own"):
             run(classifier, few, attacks={name: lambda model, x, y: x}, **options)
-    dae = shipped("mnist-dae")
+    dae = components()
     with pytest.raises(ValueError, match="a Sequential cannot hand the number of a draw on to"):
         run(nn.Sequential(Direct(dae, noise=0.2), classifier), few, **options)
     with pytest.raises(ValueError, match=r"put `with torch.enable_grad\(\):` round that part"):

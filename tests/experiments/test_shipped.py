@@ -376,16 +376,24 @@ def test_a_slice_of_the_weak_rows_is_what_is_measured_now(
 
 
 @pytest.mark.parametrize(
-    ("study", "defense", "n", "least"),
-    [("mnist", "adversarial training", 200, 0.97), ("mnist_purifier", "purifier, small", 50, 0.94)],
+    ("study", "defense", "fell", "stood", "least"),
+    [
+        ("mnist", "adversarial training", 23, 60, 0.97),
+        ("mnist_purifier", "purifier, small", 8, 16, 0.95),
+    ],
 )
-def test_a_slice_of_the_protocol_is_what_is_measured_now(study, defense, n, least, built, first):
-    """The first of 1,000 digits, or of 100: what befalls one does not depend on the others."""
+def test_a_slice_of_the_protocol_is_what_is_measured_now(
+    study, defense, fell, stood, least, built, first
+):
+    """Few fell, so all that did: what befalls one digit does not depend on the others."""
     budget = STUDIES[study].profiles["full"].budget
-    options = {"eps": 0.3, "budget": budget, "curves": False, "progress": False}
-    report = evaluate(built(study)[defense], *first.take(n), **options)
-    then = experiments.results(study).right(defense, STRONG, 0.3)[:n]
-    assert agree(report.right(), then, least) and report.worst.percent > 5
+    then = experiments.results(study).right(defense, STRONG, 0.3)[:200]
+    some = torch.cat([(~then).nonzero()[:fell], then.nonzero()[:stood]]).flatten()
+    assert len(some) == fell + stood
+    options = {"eps": 0.3, "budget": budget, "curves": False, "progress": False, "index": some}
+    report = evaluate(built(study)[defense], *(part[some] for part in first), **options)
+    assert agree(report.right(), then[some], least)
+    assert 5 < report.worst.percent < 95
 
 
 @pytest.mark.parametrize("attack", [CLEAN, "authors' BIM", "R-FGSM"])

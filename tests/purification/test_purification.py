@@ -480,41 +480,45 @@ def test_half_precision_reads_the_same_digits():
 
 
 MEMORY = """
-import pathlib, sys, torch
+import os, pathlib, sys, torch
 from apudae import data, models
 from apudae.purification import Adaptive, reconstruction_error
 torch.set_num_threads(1)
 dae = models.load("mnist-dae")
-x = data.load("mnist", "train").images[:64]
+x = data.load("mnist", "train").images[:32]
 def peak():  # KiB; ru_maxrss would start at the peak of the process that started this one
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 def unrolled(z):
-    for _ in range(int(sys.argv[2])):
+    for _ in range(steps):
         (g,) = torch.autograd.grad(reconstruction_error(dae, z).sum(), z, create_graph=True)
         z = (z - 0.05 * g).clamp(0, 1)
     return z
 def ours(z):
-    return Adaptive(dae, stepper="descent", step_size=0.05, steps=int(sys.argv[2]))(z)
-z = x.clone().requires_grad_(True)
-ours(z)  # the network's own: once forward, once back
-torch.autograd.grad(Adaptive(dae, stepper="descent", step_size=0.05, steps=1)(z).sum(), z)
-before = peak()
-torch.autograd.grad({"ours": ours, "unrolled": unrolled}[sys.argv[1]](z).sum(), z)
-print(peak() - before)
+    return Adaptive(dae, stepper="descent", step_size=0.05, steps=steps)(z)
+steps = int(sys.argv[1])
+for way in (ours, unrolled):
+    if os.fork():  # each in a process of its own, and the imports but once
+        if os.wait()[1]:
+            sys.exit(1)
+        continue
+    z = x.clone().requires_grad_(True)
+    # The network's own: once forward, once back.
+    torch.autograd.grad(Adaptive(dae, stepper="descent", step_size=0.05, steps=1)(z).sum(), z)
+    before = peak()
+    torch.autograd.grad(way(z).sum(), z)
+    print(peak() - before, flush=True)
+    os._exit(0)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_the_full_gradient_needs_a_fifteenth_of_the_memory():
-    def grown(kind, steps):
-        command = [sys.executable, "-c", MEMORY, kind, str(steps)]
-        # glibc gives large blocks back at once, so that the peak is what was held, not the heap.
-        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        run = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-        return int(run.stdout)
-
-    ours, unrolled = grown("ours", 50), grown("unrolled", 50)
+    # glibc gives large blocks back at once, so that the peak is what was held, not the heap.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEMORY, "50"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    ours, unrolled = map(int, run.stdout.split())
     assert unrolled > 200_000  # KiB
     assert ours <= unrolled / 15
 

@@ -86,8 +86,8 @@ def test_it_makes_a_purifier_harder_to_attack():
     """And the classifier is not touched."""
     classifier = shipped("mnist-cnn").eval().requires_grad_(False)
     before = {k: v.clone() for k, v in classifier.state_dict().items()}
-    train = data.load("mnist", "train").take(800)
-    x, y = data.load("mnist", "validation").take(200)
+    train = data.load("mnist", "train").take(400)
+    x, y = data.load("mnist", "validation").take(100)
     left = {}
     pgd = {"eps": 0.15, "steps": 3, "relative_step": 0.5, "early_stop": False}
     kinds = {
