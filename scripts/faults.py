@@ -400,8 +400,8 @@ FAULTS = [
     Fault(
         "denoising: noise of half the size",
         "training/tasks.py",
-        "F.mse_loss(model(x + level * noise).float(), x)",
-        "F.mse_loss(model(x + level / 2 * noise).float(), x)",
+        "_squared(model(x + level * noise), x)",
+        "_squared(model(x + level / 2 * noise), x)",
         "σ is not what the manifest says",
     ),
     # --- evaluation ---

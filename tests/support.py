@@ -23,6 +23,7 @@ from apudae.core.arguments import AttackWarning
 from apudae.core.norms import NORMS, uniforms
 from apudae.evaluation import Budget, evaluate
 from apudae.purification import reconstruction_error
+from apudae.training import InMemory
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -119,6 +120,20 @@ def call(name, model, x, y, *, norm="linf", **options):
 SMALL = Budget(
     pgd=10, apgd=10, targets=2, queries=20, draws=2, weights=(0.1,), curve=20, scoring=20
 )
+
+
+def dies_after(monkeypatch, batches: int, error: type[BaseException]) -> None:
+    """From now on a training dies before the batch of that number."""
+    epoch, left = InMemory.epoch, [batches]
+
+    def cut(self, number):
+        for batch in epoch(self, number):
+            if not left[0]:
+                raise error
+            left[0] -= 1
+            yield batch
+
+    monkeypatch.setattr(InMemory, "epoch", cut)
 
 
 def run(model, digits, **options):

@@ -154,6 +154,38 @@ def test_a_bad_command_line_ends_in_one_line_before_the_work(room, bad, begun, t
     }
 
 
+def test_what_is_wrong_with_a_later_radius_is_told_before_the_first_ones_work(
+    begun, tmp_path, capsys
+):
+    (tmp_path / "r-0.2.json").write_text("{", "utf-8")
+    for bad, message in (
+        (["--record", "r", "--eps", "0.1", "0.2"], "r-0.2.json is damaged"),
+        (["--quantised", "--eps", "0.1", "0.001"], "eps: 0.001 is less than a grey level"),
+        (["--dae", "mnist-dae"], "--dae: does nothing with --purifier none"),
+    ):
+        status, line = ends("evaluation", [*GOOD["evaluation"], *bad], capsys)
+        assert status == 1 and begun == [] and message in line
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-purifier", "cifar10"])
+def test_a_misspelt_defense_is_told_before_networks_are_trained(name, begun, tmp_path, capsys):
+    places = [v for part in ("weights", "results", "work") for v in (f"--{part}", part)]
+    status, line = ends("experiments", [name, "--only", "dirct", *places], capsys)
+    assert status == 1 and begun == [] and line.startswith("error: only: expected ")
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "a web app"}', "folder"])
+def test_a_manifest_of_something_else_is_refused_before_a_training(
+    manifest, begun, tmp_path, capsys
+):
+    path = tmp_path / "out" / "manifest.json"
+    path.parent.mkdir()
+    path.mkdir() if manifest == "folder" else path.write_text(manifest, "utf-8")
+    status, line = ends("training", [*GOOD["training"], "--out", "out"], capsys)
+    assert status == 1 and begun == [] and "manifest.json" in line
+
+
 @pytest.mark.parametrize("room", MAINS)
 def test_a_good_command_line_begins(room, begun, capsys, monkeypatch):
     argv = GOOD[room] + (["--results", "r", "--work", "w"] if room == "experiments" else [])

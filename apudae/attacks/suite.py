@@ -173,7 +173,9 @@ def quantised(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
         given = signature.bind(*args, **options)
         given.apply_defaults()
         given = given.arguments | options
-        x = given["x"] if "x" in given else args[-2]
+        whole = (*args, *options.values())  # where the argument has another name
+        images = (part for part in whole if isinstance(part, Tensor) and part.ndim == 4)
+        x = given["x"] if "x" in given else next(images, None)
         check_grid(x, given.get("eps", math.inf))
         norm = given.get("norm", "l2" if inner is _layers(cw)[-1] else "linf")
         z = fitting(attack(*args, **options), x, name)
@@ -187,6 +189,12 @@ def check_takes(attacks: Mapping[str, Callable[..., Tensor]], ball: Ball) -> Non
     for name, attack in attacks.items():
         if ball.norm != "l2" and _layers(attack)[-1] is _layers(cw)[-1]:
             raise ValueError(f"attacks: {name!r} knows L2 only, and would take ε as its L2 length")
+        try:
+            known = dict.fromkeys(("eps", "norm", "seed", "batch_size", "index", "mask"))
+            inspect.signature(attack).bind(None, None, None, **taken(attack, known | {"mask": 1}))
+        except TypeError as error:
+            told = f"attacks: {name!r} cannot be called as attack(model, x, y, eps=...): {error}"
+            raise ValueError(told) from error
         free = ball.mask is None or taken(attack, {"mask": ball.mask})
         require(bool(free), f"attacks: {name!r} takes no mask")
 

@@ -226,7 +226,7 @@ def checked(function: Callable) -> Callable:
     if isinstance(function, type):
         function.__init__ = checked(function.__init__)
         return function
-    signature, hints = inspect.signature(function), {}
+    signature = inspect.signature(function)
 
     @functools.wraps(function, assigned=(*functools.WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
     def call(*args: Any, **options: Any) -> Any:
@@ -234,8 +234,7 @@ def checked(function: Callable) -> Callable:
             bound = signature.bind(*args, **options)
         except TypeError:
             return function(*args, **options)  # Python says it best
-        if not hints:
-            hints.update(get_type_hints(function))
+        hints = _hints(function)
         for name, value in bound.arguments.items():
             hint = hints.get(name, object)
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -246,6 +245,11 @@ def checked(function: Callable) -> Callable:
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+@functools.cache  # and not kept in the function, which would then change as it is called
+def _hints(function: Callable) -> dict[str, Any]:
+    return get_type_hints(function)
 
 
 def check_type(value: Any, hint: Any, name: str) -> Any:

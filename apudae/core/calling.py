@@ -11,12 +11,14 @@
 from __future__ import annotations
 
 import inspect
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import CodeType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -113,7 +115,9 @@ def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> 
     Raises:
         ModelError: it fails on these images, or changes them.
     """
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for kept in (model.parameters(), model.buffers()):
+        if types := {p.dtype for p in kept if p.is_floating_point()}:
+            break
     given = x.to(types.pop()) if len(types) == 1 else x
     if torch.compiler.is_compiling():
         return model(given, **keys)
@@ -235,8 +239,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def ask(model: nn.Module, x: Tensor, *, draw: int = 0, index: Tensor | None = None) -> Tensor:
     """Logits of one draw of a model, the same each time it is asked with the same numbers.
 
-    A module whose ``forward`` takes ``index`` and ``draw`` gets them. One that draws from torch's
-    global generators finds them seeded by ``draw``, and they are put back afterwards.
+    A module whose ``forward`` takes ``index`` and ``draw`` gets them. One that draws from the
+    global generators (torch's, numpy's, Python's) finds them seeded by ``draw``, and they are put
+    back afterwards.
 
     Args:
         model: images -> logits.
@@ -251,9 +256,26 @@ def ask(model: nn.Module, x: Tensor, *, draw: int = 0, index: Tensor | None = No
         if index is None and wanted.default is wanted.empty:
             index = torch.zeros(len(x), dtype=torch.int64)
         keys = {"index": index, "draw": draw}
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        torch.manual_seed((draw * 0x9E3779B1 + 1) % 2**32)
+    with _seeded((draw * 0x9E3779B1 + 1) % 2**32, x.device):
         return logits_of(model, x, **keys)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generators of Python, numpy and torch as they are after a seed; put back later."""
+    states, gpu = (random.getstate(), np.random.get_state()), device.type == "cuda"
+    with torch.random.fork_rng([device] if gpu else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU as well
+        if gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def differentiable(model: nn.Module, x: Tensor) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import warn
 from .calling import ask, evaluating
 from .files import fingerprint
 from .norms import keyed
@@ -27,7 +28,7 @@ from .norms import keyed
 ASKED, NOISE = 8, 0.1  # images whose logits are kept, and the largest noise on their pixels
 CHANGING = "changes as it is asked"  # in place of a print
 # What older records lack: it is taken to be as it is now.
-LATER = ("exact", "data_exact", "model", "own_attacks_sha256")
+LATER = ("exact", "data_exact", "model", "own_attacks_sha256", "attacks_sha256")
 # Prints that tell less, and those that decide where both are there.
 REPLACED = {"sha256": "exact", "data_sha256": "data_exact", "model_sha256": "model"}
 
@@ -67,14 +68,20 @@ def identity(model: nn.Module, x: Tensor, index: Tensor | None = None) -> dict[s
     few = x[:ASKED]
     # Of a random model two draws are asked: 0 of the clean images, 1 of the noisy ones.
     index = torch.arange(len(few)) if index is None else index[:ASKED]
-    noise = torch.rand(few.shape, generator=keyed(0, ASKED)).to(few) * 2 - 1
-    logits, prints = [], []
-    with evaluating(model):
-        for draw, z in enumerate((few, (few + NOISE * noise).clamp(0, 1))):
-            logits.append(ask(model, z, index=index, draw=draw))
-            prints.append(model_print(model))  # after the first call, which may fill a cache
+    noise = torch.rand(few.shape, generator=keyed(0, ASKED), dtype=torch.float32).to(few) * 2 - 1
+    for counts in (True, False):  # only of a model whose calls change it they are left out
+        logits, prints = [], []
+        with evaluating(model):
+            for draw, z in enumerate((few, (few + NOISE * noise).clamp(0, 1))):
+                logits.append(ask(model, z, index=index, draw=draw))
+                prints.append(model_print(model, counts=counts))  # the first call may fill a cache
+        if prints[0] == prints[1]:
+            break
+    else:
+        prints = [CHANGING]
+        warn("model: its own calls change what it keeps; no record of it can be gone on with")
     answers = [" ".join(f"{value:.6g}" for value in row) for row in torch.cat(logits).tolist()]
-    return {"sha256": prints[0] if len(set(prints)) == 1 else CHANGING, "answers": answers}
+    return {"sha256": prints[0], "answers": answers}
 
 
 def unlike(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
@@ -121,7 +128,7 @@ def differences(about: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
     return [name for name in found if REPLACED.get(name) not in same]
 
 
-def model_print(model: object, trained: nn.Module | None = None) -> str:
+def model_print(model: object, trained: nn.Module | None = None, *, counts: bool = True) -> str:
     """SHA-256 of all that a model keeps and of the code that it runs.
 
     Weights and buffers of ``trained`` count by shape, type, and whether they are frozen: what is
@@ -129,11 +136,10 @@ def model_print(model: object, trained: nn.Module | None = None) -> str:
 
     Tensors and arrays wherever it keeps them, other values, what functions close over, and the
     source of classes and functions that are neither torch's nor this package's. What has no source,
-    and what cannot be looked into, counts by the name of its type. Whole numbers that are private,
-    global or closed over do not count: a model may count its calls there. What it *answers* is
-    stored beside it.
+    and what cannot be looked into, counts by the name of its type. Without ``counts`` whole numbers
+    that are private, global or closed over are left out: a model may count its calls there.
     """
-    return _Printer(trained).of(model).hex()
+    return _Printer(trained, counts).of(model).hex()
 
 
 _OWN = ("torch", "torchvision", "apudae")  # of these the names tell the code
@@ -149,7 +155,8 @@ _FUNCTIONS = (types.FunctionType, staticmethod, classmethod, property)
 class _Printer:
     """Digests of objects, each looked at once; one that contains itself counts by its type."""
 
-    def __init__(self, trained: nn.Module | None) -> None:
+    def __init__(self, trained: nn.Module | None, counts: bool) -> None:
+        self.counts = counts
         changing = () if trained is None else (*trained.parameters(), *trained.buffers())
         self.changing = {id(value) for value in changing}
         self.known: dict[int, bytes] = {}
@@ -239,7 +246,7 @@ class _Printer:
         slots = {name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())}
         inner = {k: getattr(value, k) for k in slots if hasattr(value, k)}
         for key, item in sorted((inner | getattr(value, "__dict__", {})).items()):
-            if key in _SKIP or (key.startswith("_") and (not private or _counts(item))):
+            if key in _SKIP or (key.startswith("_") and (not private or self.skips(item))):
                 continue
             if "hooks" in key and isinstance(item, Mapping):  # their keys count up
                 item = list(item.values())
@@ -253,7 +260,7 @@ class _Printer:
                 continue
             for key, item in sorted(vars(base).items()):
                 special = key.startswith("__") and not isinstance(item, _FUNCTIONS)
-                if key not in _SKIP and not special and not _counts(item):
+                if key not in _SKIP and not special and not self.skips(item):
                     yield from (key, self.of(item))
 
     def function(self, value: types.FunctionType) -> Iterator[str | bytes]:
@@ -264,7 +271,7 @@ class _Printer:
             item = None
             with suppress(ValueError):  # it is empty
                 item = cell.cell_contents
-            yield b"" if _counts(item) else self.of(item)
+            yield b"" if self.skips(item) else self.of(item)
         if not _foreign(value.__module__ or ""):
             return
         source = ""
@@ -276,8 +283,12 @@ class _Printer:
             yield str((min(p[2] for p in places), max(p[3] for p in places)))
         for name in sorted(_names(value.__code__) & value.__globals__.keys()):
             item = value.__globals__[name]
-            if not _counts(item):
+            if not self.skips(item):
                 yield from (name, self.of(item))
+
+    def skips(self, item: object) -> bool:
+        """Whether a value is one that may but count."""
+        return not self.counts and _counts(item)
 
 
 def _hash(*parts: str | bytes) -> bytes:

@@ -26,24 +26,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LARGEST = 100_000_000  # pixels of an image, in its file and after scaling
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Images to anyone who looks into a folder, but not read from one.
-_UNREAD = (
-    *(".tif", ".tiff", ".gif", ".jfif", ".jpe", ".heic", ".heif", ".avif", ".jp2", ".jxl"),
-    *(
-        ".psd",
-        ".svg",
-        ".ico",
-        ".tga",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pcx",
-        ".dib",
-        ".dds",
-        ".qoi",
-    ),
-    *(".apng", ".j2k", ".bpg", ".hif", ".xcf", ".exr", ".hdr"),
-    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+_UNREAD = re.compile(
+    r"\.(apng|arw|avifs?|bpg|cr[23]|cur|dcx|dds|dib|dng|emf|eps|exr|fits?|ft[cu]|gif|hdr|hei[cf]|hif|"
+    r"icb|icns|ico|iim|im|j2[ck]|jfif?|jif|jp2|jp[cefx]|jpg_large|jpg~|jxl|jxr|mpo|msp|nef|orf|palm|"
+    r"p[bgnp]m|pc[dx]|pef|pfm|png~|psd|pxr|qoi|ras|raw|rgba?|rw2|sgi|svg|tga|tiff?|vda|vst|wmf|"
+    r"x[bcp][fm])",
+    re.IGNORECASE,
 )
 _OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 
@@ -60,7 +48,7 @@ def list_folder(folder: str | Path) -> Listing:
     """The images of an ImageNet-like folder, sorted by name.
 
     Either one folder for each class (labels 0, 1, ... in the order of their names), or plain files
-    whose names begin with the class index of up to nine digits, as in ``0002_shark.jpg``. Where no
+    whose names begin with the class index, below a million, as in ``0002_shark.jpg``. Where no
     plain file does, all get label 0, which is enough for denoising. Where labels must be
     ImageNet's, take :func:`list_imagenet`.
 
@@ -81,12 +69,18 @@ def list_folder(folder: str | Path) -> Listing:
         )
         for head, path in zip(heads, files, strict=True):
             require(
-                head.isdigit() <= bool(re.fullmatch(r"[0-9]{1,9}", head)),
-                f"{path}: {head!r} is no class index; expected up to nine digits 0 to 9",
+                head.isdigit() <= bool(re.fullmatch(r"0*[0-9]{1,6}", head)),
+                f"{path}: {head!r} is no class index; expected a number below a million",
             )
         return [int(head) if head.isdigit() else 0 for head in heads]
 
     def of_folders(classes: list[Path]) -> range:
+        names = [path.name for path in classes]
+        ordered = not all(map(str.isdecimal, names)) or sorted(names, key=int) == names
+        require(ordered, f"{folder}: {_some(names)} are sorted by name; write 02 before 10")
+        splits = {"train", "training", "val", "valid", "validation", "test"}
+        whole = len(names) > 1 and splits.issuperset(map(str.lower, names))
+        require(not whole, f"{folder}: {_some(names)} are splits, not classes; name one of them")
         return range(len(classes))
 
     return _list(Path(folder), of_folders, of_heads, empty=False)
@@ -296,7 +290,7 @@ def _below(folder: Path) -> Iterator[Path]:
 def _images(paths: Iterable[Path]) -> list[Path]:
     """The image files among them, sorted; others that look like images are refused."""
     paths = sorted(paths)
-    unread = [path for path in paths if path.suffix.lower() in _UNREAD]
+    unread = [path for path in paths if _UNREAD.fullmatch(path.suffix)]
     require(
         not unread,
         f"{_some(map(str, unread))}: of a kind that is not read; convert to {', '.join(SUFFIXES)}",

@@ -22,6 +22,7 @@ from ..core.arguments import (
     ForeignError,
     check_choice,
     check_device,
+    check_grid,
     check_name,
     check_writable,
     option,
@@ -36,6 +37,7 @@ from ..purification.purifier import Defended, Direct
 from ..purification.reconstruction import Calibration, calibrate
 from .attackers import BUDGETS
 from .evaluate import evaluate
+from .report import Report
 
 PURIFIERS = ("none", "direct", "adaptive", *PRESETS)
 
@@ -72,6 +74,9 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """Classifier and purifier that the options name."""
     changes = {k: v for k in ("steps", "step_size") if (v := getattr(args, k)) is not None}
     adaptive = ":" not in args.purifier and args.purifier not in ("none", "direct")
+    useless = args.dae and (args.purifier == "none" or ":" in args.purifier)
+    require(not useless, f"--dae: does nothing with --purifier {args.purifier}")
+    name_of_dae = args.dae or "mnist-dae"
     for name in () if adaptive else changes:
         flag = name.replace("_", "-")
         raise ValueError(f"--{flag}: does nothing with --purifier {args.purifier}")
@@ -84,12 +89,12 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
     if ":" in args.purifier:
         return Defended(classifier, build(args.purifier).to(device))
     check_choice(args.purifier, ("module:function", *PURIFIERS), "purifier")
-    dae = models.load(args.dae, device=device)
+    dae = models.load(name_of_dae, device=device)
     if args.purifier == "direct":
         return Defended(classifier, Direct(dae))
     if args.purifier == "adaptive":  # the one chosen on validation digits
-        chosen = models.about(args.dae).get("purifier")
-        require(chosen, f"purifier: none was chosen for {args.dae}; name a variant of it")
+        chosen = models.about(name_of_dae).get("purifier")
+        require(chosen, f"purifier: none was chosen for {name_of_dae}; name a variant of it")
         level, name = Calibration(*chosen["calibration"]), chosen["preset"]
         changes = chosen["options"] | changes
     else:
@@ -120,10 +125,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     options = {key: getattr(args, key) for key in ("norm", "budget", "seed")}
     options |= {"curves": not args.no_curves, "quantised": args.quantised}
     options |= {"title": f"{args.classifier}, purifier {args.purifier}"}
+    paths = [args.record and args.record.with_name(f"{args.record.name}-{n}") for n in names]
+    for eps, path in zip(args.eps, paths, strict=True):  # before the first one's work
+        if args.quantised:
+            check_grid(x, eps)
+        if path and Path(f"{path}.json").exists():
+            Report.load(path.name, path.parent)
     theirs = " and ".join(name for name in (args.classifier, args.purifier) if ":" in name)
     try:
-        for eps, name in zip(args.eps, names, strict=True):
-            record = args.record and args.record.with_name(f"{args.record.name}-{name}")
+        for eps, record in zip(args.eps, paths, strict=True):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they stand in the report
                 report = evaluate(model, x, y, eps=eps, record=record, **options)
@@ -144,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add, positive = parser.add_argument, option(float, exclusive=True)
     add("--classifier", default="mnist-cnn", help=f"shipped weights ({own}); mnist-cnn")
     add("--purifier", default="none", help=f"{', '.join(PURIFIERS)} ({own}); none")
-    add("--dae", default="mnist-dae", help="shipped weights; mnist-dae")
+    add("--dae", help="shipped weights, of a purifier that needs a DAE; mnist-dae")
     add("--steps", type=option(minimum=0), help="of an adaptive purifier, instead of its own")
     add("--step-size", type=positive, help="of an adaptive purifier")
     add("--data", default="mnist", help="mnist, cifar10, ...; mnist")

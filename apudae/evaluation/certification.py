@@ -36,7 +36,16 @@ from ..core.arguments import (
     require,
     warn,
 )
-from ..core.calling import bounded, evaluating, logits_of, unwrapped
+from ..core.calling import (
+    ask,
+    bounded,
+    evaluating,
+    is_random,
+    logits_of,
+    looks_at_the_batch,
+    takes_keys,
+    unwrapped,
+)
 from ..core.files import fingerprint, held, model_fingerprint
 from ..core.norms import keyed
 from ..core.prints import exact, identity
@@ -170,6 +179,10 @@ def certify(
     options = {"sigma": float(sigma), "n": n, "n0": n0, "alpha": alpha, "seed": seed}
     path = None if record is None else Path(f"{str(record).removesuffix('.json')}.json")
     with held(path, "record"), evaluating(model):
+        together = looks_at_the_batch(model, x)
+        require(not together, "model: its answers depend on the batch, so votes are not of one x")
+        named = takes_keys(model) or not is_random(model, x[:8])
+        require(named, "model: it is random; let its forward take index and draw, keys of the draw")
         log = None if path is None else _log(path, model, x, index, options)
         rows: list[tuple[int, int]] = log.more["votes"] if log else []
         for k in range(len(rows), len(x)):
@@ -215,7 +228,8 @@ def votes(
         size = min(whole, total - start)
         blocks = range(start // BLOCK, math.ceil((start + size) / BLOCK))
         noise = torch.cat([_normal(BLOCK, image, seed, key, block) for block in blocks])[:size]
-        logits = logits_of(model, noise.mul_(sigma).add_(image))
+        index = torch.arange(start, start + size)  # of a random model each vote has its own draw
+        logits = ask(model, noise.mul_(sigma).add_(image), draw=key, index=index)
         if not start:
             check_logits(logits, torch.zeros(size, dtype=torch.int64, device=image.device))
         read.append(logits.argmax(1))

@@ -25,6 +25,7 @@ from ..core.arguments import (
     check_labels,
     check_logits,
     checked,
+    require,
     warn,
 )
 from ..core.calling import ask, evaluating, is_random, takes_keys, unwrapped
@@ -114,6 +115,8 @@ def evaluate(
     shared = {"index": index, "batch_size": batch_size}
     ball = check_attack(model, x, y, eps, norm, mask=mask, **shared)
     check_takes(attacks or {}, ball)
+    wide = norm != "l2" or min(x.shape[2:]) >= 6
+    require(wide, f"x: Square in L2 needs 6 x 6 pixels or more, got {list(x.shape[2:])}")
     if quantised:
         check_grid(x, eps=eps)
     if eps == 0:

@@ -19,6 +19,7 @@ from ..attacks.objective import check_inside
 from ..attacks.suite import taken
 from ..core.arguments import check_logits
 from ..core.calling import ask, evaluating
+from ..core.files import require_whole
 from ..core.norms import Ball
 from ..core.prints import differences
 from ..core.scores import Accuracy, outcomes, paired_difference
@@ -72,9 +73,13 @@ class Evaluation:
                     "move it or name another"
                 )
             old.settings = old.settings if old.complete else settings  # which may tell more
-            if old.images is not None or old.complete:
-                self.report = old
-                self.report.images = None if old.images is None else old.images.to(x.device)
+            require_whole(
+                old.complete or old.images is not None,
+                f"{self.record}.json is unfinished, and the file of its images is missing; put it "
+                "back, or remove the record",
+            )
+            self.report = old
+            self.report.images = None if old.images is None else old.images.to(x.device)
 
     def finish(
         self, planned: list[Attack], points: list[tuple[str, float, Attack]], progress: bool

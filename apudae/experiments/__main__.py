@@ -12,6 +12,7 @@ from pathlib import Path
 from ..core.arguments import parsed, told
 from .colours import CLASSIFIERS, SETS
 from .commands import COMMANDS, PROGRAM, UNREADABLE, begin, status
+from .compare import Study
 from .place import Place
 
 
@@ -56,6 +57,9 @@ def _run(args: argparse.Namespace) -> None:
         if getattr(args, name) != default(name) and not (command and name in command.reads):
             raise ValueError(f"--{name}: does nothing with {args.name}")
     if command:
+        for study in command.rows:  # before anything is trained
+            if isinstance(study, Study):
+                study.check_only(args.only)
         begin(command, place, args.profile)
         command.run(place, args)
         return

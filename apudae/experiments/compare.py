@@ -24,7 +24,7 @@ from ..core import scores
 from ..core.arguments import AttackWarning, require
 from ..core.calling import differentiable
 from ..core.files import model_fingerprint, sweep_weights
-from ..core.prints import data_print, identity
+from ..core.prints import data_print, identity, model_print
 from ..core.record import Record, Row, counted, outdated, pack, unpack
 from ..evaluation import Budget, evaluate
 from ..evaluation.cost import Meter
@@ -160,6 +160,11 @@ class Study:
         wanted = study.keys(study.profiles[profile], study.defenses)
         return place.lacking(self.record(profile), KEYS, wanted)
 
+    def check_only(self, only: list[str] | None) -> None:
+        """Raise ``ValueError`` unless these are names of its defenses."""
+        unknown = ", ".join(sorted(set(only or ()) - set(self.defenses)))
+        require(not unknown, f"only: expected {', '.join(self.defenses)}; got {unknown}")
+
     def run(self, place: Place, profile: str = "full", only: list[str] | None = None) -> None:
         """Fill the record of a profile; rows that older code made are named, and kept.
 
@@ -187,8 +192,7 @@ class Comparison:
     def __init__(
         self, study: Study, place: Place, profile: str, only: list[str] | None = None
     ) -> None:
-        unknown = ", ".join(sorted(set(only or ()) - set(study.defenses)))
-        require(not unknown, f"only: expected {', '.join(study.defenses)}; got {unknown}")
+        study.check_only(only)
         self.study, self.place, sizes = study, place, study.profiles[profile]
         self.models = {k: m for k, m in study.build(place).items() if not only or k in only}
         self.sha256 = {k: model_fingerprint(model)[:16] for k, model in self.models.items()}
@@ -205,6 +209,7 @@ class Comparison:
             "of the defense, and in the worst case over attacks that do",
             "profile": asdict(self.profile),
             "weak": study.about_attacks | {CW: study.cw, "seed": 0},
+            "attacks_sha256": model_print(dict(study.attacks)),
             "data": study.about_data | data_print(self.x, self.y),
             "outcomes": "in the order of the split: record.unpack(text, n); of the protocol on a "
             "random model how many of the fresh draws were misread, per image",

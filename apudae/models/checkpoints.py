@@ -76,15 +76,19 @@ def load(
     """
     entry = about(name, folder)
     path = Path(folder) / entry["file"]
-    verify(path, entry["sha256"])
+    try:
+        verify(path, entry["sha256"])
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise RuntimeError(f"{path} is damaged: {error}") from error
+    except FileNotFoundError:
+        if about(name, folder) == entry:
+            raise
+        return load(name, folder, device=device)  # it was saved anew in between
     try:
         expected = _state(entry["architecture"], entry["options"])
     except ValueError as error:
         raise RuntimeError(f"{Path(folder) / MANIFEST} is damaged: {name}: {error}") from error
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise RuntimeError(f"{path} is damaged: {error}") from error
     check_fits(expected, weights, path, entry["architecture"])
     model = build(entry["architecture"], **entry["options"])
     model.load_state_dict(weights)  # copies, and so widens float16 to the model's float32
@@ -121,7 +125,8 @@ def save(
             weight that is no finite number in ``dtype`` (half precision ends at 65,504); the entry
             is named. Nothing is written then.
     """
-    require(check_name(name) != "sha256", "name: 'sha256' is what a manifest ends with")
+    folder = Path(folder)
+    check_place(name, folder)
     require(dtype.is_floating_point, f"dtype: expected a floating-point dtype, got {dtype!r}")
     options = {k: check_count(v, f"options[{k!r}]", minimum=0) for k, v in (options or {}).items()}
     expected, found, weights = _state(architecture, options), model.state_dict(), {}
@@ -138,12 +143,10 @@ def save(
     content = to_bytes(weights)
     sha256 = hashlib.sha256(content).hexdigest()
     # The file is named by its content, so the manifest's rename is the moment of change.
-    folder = Path(folder)
     path = folder / weights_file(name, sha256)
     entry = {"file": path.name, "sha256": sha256, "architecture": architecture, "options": options}
     entry = (about or {}) | entry
     as_json(entry, "about")
-    check_writable(folder, "folder")
     sweep(folder)
     with locked(folder / MANIFEST):
         manifest = _manifest(folder) | {name: entry}
@@ -151,6 +154,14 @@ def save(
         write_json(folder / MANIFEST, dict(sorted(manifest.items())))
         sweep_weights(folder, name, [row["file"] for row in manifest.values()])
     return path
+
+
+def check_place(name: str, folder: Path) -> None:
+    """Raise an error that says why unless weights of a name can be saved in a folder."""
+    require(check_name(name) != "sha256", "name: 'sha256' is what a manifest ends with")
+    weights_file(name, "")
+    check_writable(folder, "folder")
+    _manifest(folder)
 
 
 def check_fits(

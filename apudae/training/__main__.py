@@ -18,7 +18,8 @@ from torch import nn
 
 from .. import attacks, data, models
 from ..core import processes, scores
-from ..core.arguments import check_name, check_writable, option, parsed, told
+from ..core.arguments import check_writable, option, parsed, told
+from ..models.checkpoints import check_place
 from .batches import Streamed, as_float
 from .fit import OPTIMIZERS, PRECISIONS, SCHEDULES, fit, measure
 from .tasks import KINDS, Task, adversarial, classification, denoising
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _train(args: argparse.Namespace, device: torch.device) -> None:
     name, out = args.model if args.name is None else args.name, args.out
-    check_name(name)
     check_writable(out, "out")
+    check_place(name, out)
     options = dict(_option(text) for text in args.option)
     model = models.build(args.model, seed=args.seed, **options)
     task, about = _task(args)

@@ -26,6 +26,7 @@ from ..core.arguments import (
     check_number,
     check_type,
     checked,
+    odd,
     require,
 )
 from ..core.calling import evaluating, telling
@@ -201,9 +202,13 @@ class TrainingRun:
                 x = x.contiguous(memory_format=self.layout)
                 if hasattr(self.task, "announce"):
                     self.task.announce((self.done + (step - 1) / len(self.source)) / self.epochs)
+                fails = f"task: fails on a batch {list(x.shape)}"
                 try:
-                    with self.autocast:
+                    with self.autocast, telling(lambda fails=fails: fails):
                         loss = self.task(self.called, x, y, noise)
+                    what = odd(loss) or f"shape {list(loss.shape)}"
+                    mean = not odd(loss) and loss.ndim == 0 and loss.requires_grad
+                    require(mean, f"task: expected a mean loss that has a gradient, got {what}")
                 except ValueError:
                     self.check_weights()  # an attack refuses NaN logits: say where they come from
                     raise

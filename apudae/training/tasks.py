@@ -62,7 +62,7 @@ def denoising(sigma: float | tuple[float, float], *, kind: str = "gaussian") -> 
         else:
             noise = (2 * torch.rand(x.shape, **draws) - 1) * 3**0.5
         level = low + (high - low) * torch.rand(len(x), 1, 1, 1, **draws) if low < high else low
-        return F.mse_loss(model(x + level * noise).float(), x)
+        return _squared(model(x + level * noise), x)
 
     task.name = f"denoising, {kind}, {low:g} to {high:g}"
     return task
@@ -133,7 +133,7 @@ def purifying(
         whole = nn.Sequential(bare, classifier)
         hit = _attacked(attack, whole, bare, x, y, generator, options | ball)
         drawn = model(hit).float()
-        return F.cross_entropy(classifier(drawn).float(), y) + weight * F.mse_loss(drawn, x)
+        return F.cross_entropy(classifier(drawn).float(), y) + weight * _squared(drawn, x)
 
     def announce(progress: float) -> None:
         # A thousandth at least: a ball of radius 0 has no steps.
@@ -167,6 +167,13 @@ def _attacked(
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
     with evaluating(trained), torch.autocast(kind, torch.bfloat16, enabled=half):
         return attack(whole, x, y, **options)
+
+
+def _squared(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean squared error per pixel; shapes that differ would be stretched to fit."""
+    shapes = [list(part.shape) for part in (wanted, found)]
+    require(shapes[0] == shapes[1], f"model: expected images {shapes[0]} back, got {shapes[1]}")
+    return F.mse_loss(found.float(), wanted)
 
 
 def _name(attack: Callable[..., Tensor]) -> str:
@@ -234,7 +241,7 @@ def joint(sigma: float = 0.5, weight: float = 1.0) -> Task:
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
         noisy = (x + sigma * _normal(x, generator)).clamp(0, 1)
         logits, back = model(noisy, both=True)
-        return F.cross_entropy(logits.float(), y) + weight * F.mse_loss(back.float(), x)
+        return F.cross_entropy(logits.float(), y) + weight * _squared(back, x)
 
     task.labelled = True
     task.name = f"joint, {sigma:g}, {weight:g}"
@@ -246,4 +253,4 @@ def noise_prediction(model: nn.Module, x: Tensor, y: Tensor, generator: Generato
     t = torch.randint(1, LEVELS + 1, (len(x),), generator=generator, device=x.device)
     noise = _normal(x, generator)
     kept = per_image(signal(t).to(x.dtype), x)
-    return F.mse_loss(model(kept.sqrt() * (2 * x - 1) + (1 - kept).sqrt() * noise, t), noise)
+    return _squared(model(kept.sqrt() * (2 * x - 1) + (1 - kept).sqrt() * noise, t), noise)

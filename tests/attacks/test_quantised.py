@@ -151,6 +151,9 @@ def test_a_rounded_attack_is_called_like_the_attack_it_was():
         return (images + 0.3 * options["eps"]).clamp(max=1)
 
     assert on_grid(attacks.quantised(mine)(net, x, y, eps=0.1))
+    assert on_grid(attacks.quantised(mine)(net, images=x, labels=y, eps=0.1))
+    placed = attacks.quantised(lambda net, a, b, eps: mine(net, a, b, eps=eps))
+    assert on_grid(placed(net, x, y, 0.1))
     own = {"mine": attacks.quantised(mine), "PGD": rounded}
     assert on_grid(attacks.suite(net, x, y, eps=0.2, attacks=own).images)
     with pytest.raises(ValueError, match="'C&W' knows L2 only"):

@@ -2,11 +2,12 @@ from functools import partial
 
 import pytest
 import torch
-from support import Hot, read, shipped, small
+from support import Hot, module_of, read, shipped, small
 
 from apudae import attacks, data
 from apudae.attacks.suite import standard
 from apudae.core.norms import length
+from apudae.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,24 @@ def test_an_image_that_stands_is_returned_at_its_highest_loss(digits, model):
             assert (kept >= single - 1e-3).double().mean() > 0.95  # noise is keyed by place
         assert (kept >= losses(model(x[stand]), y[stand], reduction="none")).all()
     assert length(worst.images - x).max() <= 0.05 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda x, y: x,
+        lambda model, x: x,
+        lambda model, x, y, alpha: x,
+        lambda model, x, y, *, epsilon: x,
+    ],
+)
+def test_an_attack_that_cannot_be_called_is_named_before_any_other_runs(attack):
+    model = module_of(lambda x: pytest.fail("asked"))
+    x, y = torch.rand(2, 1, 4, 4), torch.zeros(2).long()
+    options = {"eps": 0.1, "attacks": {"mine": attack}}
+    for run in (attacks.suite, evaluate):
+        with pytest.raises(ValueError, match="attacks: 'mine' cannot be called as attack"):
+            run(model, x, y, **options)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

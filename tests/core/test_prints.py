@@ -6,6 +6,7 @@ import collections
 import copy
 import functools
 import operator
+import random
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from apudae import experiments, models
+from apudae import attacks, experiments, models
 from apudae.core.prints import (
     data_print,
     differences,
@@ -252,9 +253,14 @@ def test_functions_are_told_by_their_source_and_what_they_take_from_around_them(
 
 def test_what_only_counts_or_has_no_source_is_left_to_the_answers():
     """A model may count its calls, and a console keeps no source."""
-    assert model_print(Keeps(None, _calls=[1])) == model_print(Keeps(None, _calls=[2, 3]))
-    assert model_print(closed(1)) == model_print(closed(2))
-    assert model_print(Keeps(1)) != model_print(Keeps(2))
+    for one, other in (
+        (Keeps(None, _calls=[1]), Keeps(None, _calls=[2, 3])),
+        (Keeps(None, _calls=1), Keeps(None, _calls=2)),
+        (closed(1), closed(2)),
+    ):
+        assert model_print(one) != model_print(other)  # it may as well be a switch
+        assert model_print(one, counts=False) == model_print(other, counts=False)
+    assert model_print(Keeps(1), counts=False) != model_print(Keeps(2), counts=False)
     x = torch.rand(3, 1, 2, 2)
     one, other = (Keeps(None) for _ in range(2))
     other.forward = types.MethodType(lambda self, x: 1.01 * Keeps.forward(self, x), other)
@@ -262,6 +268,14 @@ def test_what_only_counts_or_has_no_source_is_left_to_the_answers():
     assert unlike(identity(one, x) | same, identity(one, x) | same) == ""
     differ = unlike(identity(one, x) | same, identity(other, x) | same)
     assert differ.startswith("it answers otherwise: logits differ by up to 0.0")
+
+
+def test_a_call_changes_no_function_of_this_package():
+    for attack in (attacks.fgsm, functools.partial(attacks.pgd, steps=2)):
+        before = model_print(attack)
+        attack(Keeps(None), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), eps=0.1)
+        assert model_print(attack) == before
+    assert model_print(attacks.quantised(attacks.fgsm)) != model_print(attacks.fgsm)
 
 
 def test_loops_end():
@@ -357,8 +371,8 @@ def test_images_between_grey_levels_are_told_apart_and_never_trusted_to_an_old_p
 
 def test_truth_values_count_wherever_they_are_kept(tmp_path, monkeypatch):
     """They choose between two ways forward that may differ in their gradients alone."""
-    assert model_print(Keeps(None, _soft=True)) != model_print(Keeps(None, _soft=False))
-    assert model_print(Keeps(None, _calls=1)) == model_print(Keeps(None, _calls=2))
+    soft, hard = (Keeps(None, _soft=soft) for soft in (True, False))
+    assert model_print(soft, counts=False) != model_print(hard, counts=False)
 
 
 def test_a_helper_in_another_file_and_a_global_class_belong_to_the_code(tmp_path, monkeypatch):
@@ -394,4 +408,27 @@ def test_of_a_random_model_a_later_draw_is_asked_too():
             return x.mean((2, 3)) + (self._size * draw)
 
     x = torch.rand(8, 3, 4, 4)
-    assert "answers otherwise" in unlike(*(identity(Noisy(size), x) for size in (1, 8)))
+    one, other = (identity(Noisy(size), x) | {"sha256": ""} for size in (1, 8))
+    assert "answers otherwise" in unlike(one, other)
+
+
+def test_numpys_and_pythons_draws_are_named_too_and_left_as_they_were():
+    class Padded(nn.Module):
+        def forward(self, x):
+            shift = np.random.randint(1, 100) + random.random() + torch.rand(())
+            return x.mean((2, 3)) + shift
+
+    x, before = torch.rand(8, 3, 4, 4), (random.getstate(), np.random.get_state()[1].tolist())
+    one, other = (identity(Padded(), x) for _ in range(2))
+    assert one == other and len(set(one["answers"])) == 16
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_the_type_that_torch_makes_numbers_of_does_not_matter():
+    net, x = models.load("mnist-cnn"), torch.rand(2, 1, 28, 28)
+    found = identity(net, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert unlike(identity(net, x), found) == ""
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -71,7 +71,9 @@ def test_an_empty_class_is_refused_by_name_and_hidden_ones_are_none(tmp_path):
     assert list_folder(tmp_path).labels == [0, 1, 2]
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".gif", ".jfif", ".heic", ".avif", ".jp2"])
+@pytest.mark.parametrize(
+    "suffix", [".tif", ".TIFF", ".gif", ".jfif", ".heic", ".avif", ".jp2", ".mpo"]
+)
 @pytest.mark.parametrize("inside", ["", "class"])
 def test_images_that_are_not_read_are_named(suffix, inside, tmp_path):
     draw(tmp_path / inside / "a.png")
@@ -80,7 +82,29 @@ def test_images_that_are_not_read_are_named(suffix, inside, tmp_path):
         list_folder(tmp_path)
 
 
-@pytest.mark.parametrize("head", ["²", "٣", "1" * 20, "1" * 10, "①"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("1", "2", "10"), "1, 10, 2 are sorted by name; write 02 before 10"),
+        (("train", "val"), "train, val are splits, not classes; name one of them"),
+        (("Test", "training", "validation"), "are splits, not classes"),
+        (("01", "02", "10"), ""),
+        (("7", "8"), ""),
+        (("test", "cats"), ""),
+        (("train",), ""),
+    ],
+)
+def test_folders_whose_names_mean_something_else_are_refused(names, message, tmp_path):
+    for name in names:
+        draw(tmp_path / name / "a.png")
+    if message:
+        with pytest.raises(ValueError, match=message):
+            list_folder(tmp_path)
+    else:
+        assert list_folder(tmp_path).labels == list(range(len(names)))
+
+
+@pytest.mark.parametrize("head", ["²", "٣", "1" * 20, "1" * 10, "20230101", "①"])
 def test_an_odd_index_is_named(head, tmp_path):
     draw(tmp_path / f"{head}_a.png")
     with pytest.raises(ValueError, match=rf"{head}_a\.png: .* is no class index"):

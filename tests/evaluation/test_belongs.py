@@ -60,9 +60,6 @@ def test_another_model_or_other_images_are_refused_and_the_reason_is_told(ask, t
     good = (tmp_path / "r.json").read_bytes()
     again = ask(tmp_path, Mine(), X.clone())
     assert type(again) is type(first) and (tmp_path / "r.json").read_bytes() == good
-    counted = Mine()
-    counted._calls = 3  # a count of calls tells no models apart
-    ask(tmp_path, counted)
     near = (X * 255 + 0.46 * (X < 0.5)) / 255  # the same pixels once they are rounded
     exec_ = {}
     exec("def double(x): return 2 * x\ndef triple(x): return 3 * x", exec_)
@@ -90,22 +87,23 @@ class Counting(Mine):
     def __init__(self, keeps):
         super().__init__()
         self.total = {"float": 0.0, "buffer": nn.Buffer(torch.zeros(1))}.get(keeps, [])
-        self.keeps = keeps
+        self.keeps, self._calls = keeps, 0
 
     def forward(self, x):
+        self._calls += self.keeps == "private"  # a count of calls tells no models apart
         if self.keeps == "cache":  # filled by the first call, and then as it is
             self.total = self.total or [0.5]
         elif self.keeps == "list":
             self.total.append(len(x) / 2)
-        elif self.keeps != "nothing":
+        elif self.keeps in ("float", "buffer"):
             self.total += 0.5
         return super().forward(x)
 
 
-@pytest.mark.parametrize("keeps", ["float", "buffer", "list", "cache", "nothing"])
+@pytest.mark.parametrize("keeps", ["float", "buffer", "list", "cache", "private", "nothing"])
 @pytest.mark.parametrize("ask", [measured, votes])
 def test_a_model_that_its_own_calls_change_is_not_called_another(ask, keeps, tmp_path):
-    model, changes = Counting(keeps), keeps not in ("cache", "nothing")
+    model, changes = Counting(keeps), keeps in ("float", "buffer", "list")
     first = ask(tmp_path, model)
     findings = {finding.name for finding in getattr(first, "findings", [])}
     assert ("changes as it is asked" in findings) == (changes and ask is measured)
@@ -124,6 +122,15 @@ def test_labels_masks_and_own_attacks_belong_to_a_report_too(tmp_path):
     def other(model, x, y, **options):
         return x.clone()
 
+    def few(steps):
+        def attack(model, x, y, **options):
+            return (x + 0 * steps).clamp(0, 1)
+
+        return attack
+
+    measured(tmp_path / "few", attacks={"mine": few(1)})
+    with pytest.raises(ValueError, match=r"r\.json was made with another own_attacks_sha256"):
+        measured(tmp_path / "few", attacks={"mine": few(20)})
     measured(tmp_path, attacks={"mine": still})
     measured(tmp_path, attacks={"mine": still})
     for changes, part in (
@@ -250,6 +257,40 @@ def test_a_piece_is_removed_after_its_row_is_stored(tmp_path, monkeypatch):
     subject = replace(digits.CERTIFIED, images=lambda place, **more: blank(2), **small)
     subject.run(Place(results=tmp_path, work=tmp_path / "w"))
     assert there == [1, 2] and len(gone) == 2
+
+
+def test_an_unfinished_report_without_its_images_is_not_begun_anew(tmp_path, monkeypatch):
+    keep, times = Report.save, []
+
+    def killed(self, *args, **options):
+        keep(self, *args, **options)
+        times.append(1)
+        if len(times) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Report, "save", killed)
+        measured(tmp_path)
+    (images,) = tmp_path.glob("*.safetensors")
+    moved = images.rename(tmp_path / "moved")
+    with pytest.raises(RuntimeError, match=r"r\.json is unfinished, and the file of its images is"):
+        measured(tmp_path)
+    moved.rename(images)
+    assert measured(tmp_path).complete
+
+
+def test_a_report_that_is_saved_anew_while_it_is_read_is_read_anew(tmp_path, monkeypatch):
+    report = measured(tmp_path)
+    loads, other = record.load, replace(report, images=1 - report.images)
+
+    def slow(name, folder, *keys):
+        found = loads(name, folder, *keys)
+        monkeypatch.setattr(record, "load", loads)
+        other.save("r", tmp_path)  # whose images are in another file
+        return found
+
+    monkeypatch.setattr(record, "load", slow)
+    assert torch.equal(Report.load("r", tmp_path).images, other.images)
 
 
 def test_images_that_do_not_fit_their_report_are_refused(tmp_path):

@@ -207,6 +207,44 @@ def test_the_stand_in_is_the_mean_of_probabilities():
     assert z.grad.abs().sum() > 0
 
 
+class Keyed(nn.Module):
+    """Noise that is keyed by the draw, or comes from a global generator."""
+
+    def __init__(self, model, keyed):
+        super().__init__()
+        self.model = model
+        if keyed:
+            self.forward = self.named
+        self.seen = []
+
+    def named(self, x, index, draw):
+        self.seen += [(int(k), draw) for k in index]
+        return self.model(x)
+
+    def forward(self, x):
+        return self.model(x + 0.1 * torch.randn_like(x))
+
+
+def test_votes_of_a_random_model_are_drawn_one_by_one_or_refused():
+    x, options = grey(2), {"noise_trained": True, "n": 30, "n0": 10}
+    with pytest.raises(ValueError, match="model: it is random; let its forward take index and"):
+        certify(Keyed(Half(0.2), False), x, sigma=0.5, **options)
+    model = Keyed(Half(0.2), True)
+    model.forward(x, torch.arange(2), 0)
+    model.seen.clear()
+    votes(model, x[1], 1, 0.5, (10, 30))
+    assert sorted(model.seen) == [(k, 1) for k in range(40)]
+
+
+def test_a_model_that_looks_at_the_batch_is_not_certified():
+    class Centred(nn.Module):
+        def forward(self, x):
+            return Half(0.2)(x - x.mean(0))
+
+    with pytest.raises(ValueError, match="model: its answers depend on the batch"):
+        certify(Centred(), torch.rand(4, 1, 1, 2), sigma=0.5, n=30, noise_trained=True)
+
+
 def test_bad_arguments_are_named(base):
     x = data.load("mnist", "validation").images[:1]
     with pytest.raises(ValueError, match="sigma: expected a finite number > 0, got 0"):

@@ -124,6 +124,18 @@ def test_a_new_data_set_attack_or_defense_is_a_row():
     assert len(inspect.getsource(declared).splitlines()) - 1 <= 10
 
 
+def test_rows_under_another_attack_of_the_same_name_are_refused(tmp_path):
+    def weak(steps):
+        return lambda model, x, y, **options: attacks.pgd(model, x, y, steps=steps, **options)
+
+    place = place_in(tmp_path)
+    studies = [replace(toy(linear()), attacks={"A": weak(steps)}) for steps in (1, 20)]
+    for study in (studies[0], studies[0]):
+        Comparison(study, place, "quick").record.save()
+    with pytest.raises(ValueError, match=r"toy_quick\.json was made with another attacks_sha256"):
+        Comparison(studies[1], place, "quick")
+
+
 def test_every_row_is_made_once_the_cheap_ones_first(compared):
     place, _ = compared
     rows, study = place.record("toy")["rows"], toy(linear())
@@ -191,11 +203,15 @@ def test_a_run_that_is_stopped_again_and_again_gives_the_same_rows(compared, tmp
 
 def test_a_weak_row_goes_on_where_it_was_killed(tmp_path):
     """Killed in the second piece of three: the first is kept, and the row is as if in one go."""
-    seen = []
+    log = tmp_path / "seen"  # what a file holds is no part of what the attack is
+
+    def seen():
+        return list(map(int, log.read_text("utf-8").split()))
 
     def fgsm(model, x, y, *, eps, index):
-        seen.append(index[0].item())
-        if seen == [0, 1000]:
+        with log.open("a", encoding="utf-8") as file:
+            print(index[0].item(), file=file)
+        if seen() == [0, 1000]:
             raise KeyboardInterrupt
         return attacks.fgsm(model, x, y, eps=eps)
 
@@ -208,7 +224,7 @@ def test_a_weak_row_goes_on_where_it_was_killed(tmp_path):
     assert json.loads(begun.read_text())["done"] == 1000
     kept = begun.read_bytes()
     study.run(place, only=["no defense"])
-    assert seen == [0, 1000, 1000, 2000] and not begun.exists()
+    assert seen() == [0, 1000, 1000, 2000] and not begun.exists()
     x, y = dots(2200)
     now = scores.outcomes(linear(), attacks.fgsm(linear(), x, y, eps=0.2), y)
     assert torch.equal(Results(study, place).right("no defense", "FGSM", 0.2), now)
@@ -216,7 +232,7 @@ def test_a_weak_row_goes_on_where_it_was_killed(tmp_path):
     begun.write_bytes(kept)
     other = replace(study, profiles={"full": replace(full, cw=3)})
     other.run(replace(place, results=tmp_path / "other"), only=["no defense"])
-    assert seen[4:] == [0, 1000, 2000]
+    assert seen()[4:] == [0, 1000, 2000]
     begun.write_text('{"done": 1')
     with pytest.raises(RuntimeError, match=r"toy_0_FGSM_0\.2\.json is damaged"):
         study.run(replace(place, results=tmp_path / "third"), only=["no defense"])
@@ -863,10 +879,17 @@ def test_certificates_and_attacks_on_them(subject, tmp_path, capsys):
 def counted(task, left):
     """The same task, and Ctrl-C at a batch."""
 
-    def again(model, x, y, generator):
+    def batches():  # what a generator keeps is no part of what the task is
+        while left[0] != 1:
+            left[0] -= 1
+            yield
         left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
+
+    clock = batches()
+
+    def again(model, x, y, generator):
+        next(clock)
         return task(model, x, y, generator)
 
     again.name = "counted"

@@ -10,6 +10,7 @@ from apudae import data, models
 from apudae.core import files, scores
 from apudae.experiments import photographs
 from apudae.experiments.colours import DIVIDED
+from apudae.models import checkpoints
 
 
 def test_the_shipped_weights_are_listed_and_verified():
@@ -165,6 +166,22 @@ class Told(models.ConvDAE):
 
     def get_extra_state(self):
         return 1
+
+
+def test_weights_that_are_saved_anew_while_they_are_read_are_read_anew(tmp_path, monkeypatch):
+    save = {"architecture": "mnist-dae", "options": SMALL, "folder": tmp_path}
+    first, second = (models.build("mnist-dae", seed=seed, **SMALL) for seed in range(2))
+    models.save("a", first, **save)
+    verify = checkpoints.verify
+
+    def slow(path, sha256):
+        monkeypatch.setattr(checkpoints, "verify", verify)
+        models.save("a", second, **save)
+        verify(path, sha256)
+
+    monkeypatch.setattr(checkpoints, "verify", slow)
+    found = models.load("a", tmp_path).state_dict()
+    assert all(torch.allclose(v, found[k], atol=1e-3) for k, v in second.state_dict().items())
 
 
 OTHER = r"model: expected mnist-dae with options {'latent': 1, 'width': 1}: "

@@ -3,7 +3,9 @@ import math
 
 import pytest
 import torch
+from support import dies_after
 from torch import nn
+from torch.nn import functional as F
 
 from apudae import attacks, data, models, training
 from apudae.core.scores import accuracy
@@ -136,10 +138,6 @@ def weights(model):
     return torch.cat([v.flatten().double() for v in model.state_dict().values()])
 
 
-class Killed(Exception):
-    pass
-
-
 OPTIONS = {
     "plain": {},
     "averaged": {"ema": 0.9},
@@ -171,24 +169,16 @@ class WithDropout(nn.Module):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_killed_run_resumes_and_ends_bit_identical(name, digits, tmp_path):
+def test_a_killed_run_resumes_and_ends_bit_identical(name, digits, tmp_path, monkeypatch):
     x, y = digits.take(200)
     run = {"epochs": 4, "batch_size": 32, "validation": (x, y), "seed": 5} | OPTIONS[name]
     whole = WithDropout()
     expected = training.fit(whole, x, y, **run)
-    left = {"steps": 23}  # whole numbers that a task counts in are no part of what it is
-
-    def task(model, images, labels, generator):
-        left["steps"] -= 1
-        if not left["steps"]:  # in the third epoch of 7 steps each
-            raise Killed
-        return training.classification(model, images, labels, generator)
-
-    run["task"] = task
     first = WithDropout()
     path = tmp_path / "deep" / "run.pt"
     validation = {"validation": None}
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        dies_after(patch, 22, KeyboardInterrupt)  # in the last epoch of 7 steps each
         training.fit(first, x, y, checkpoint=path, **run | validation)
     second = WithDropout()
     torch.rand(7)  # the global state of another day
@@ -324,6 +314,8 @@ def _other_code():
         (lambda m: setattr(m, "shift", torch.ones(3)), "a model of other layers"),
         (lambda m: m.net.register_forward_hook(lambda *_: None), "a model of other layers"),
         (_freeze, "a model of other layers, options, code, or frozen weights"),
+        (lambda m: setattr(m, "_soft", 1), "a model of other layers"),
+        (lambda m: {"task": _weigh(2)}, "a task of other code or values"),
         (lambda m: {"task": _weigh(2.0)}, "a task of other code or values"),
         (lambda m: {"task": _other_code()}, "a task of other code or values"),
         (lambda m: {"validation": 0.5}, "other validation images or labels"),
@@ -335,7 +327,7 @@ def test_a_run_does_not_go_on_with_another_network_task_or_validation_set(
     x, y = digits.take(32)
 
     def run(**changes):
-        options = {"task": _weigh(1.0), "validation": 1.0} | changes
+        options = {"task": _weigh(1), "validation": 1.0} | changes
         options["validation"] = (x * options["validation"], y)
         training.fit(net, x, y, epochs=1, checkpoint=tmp_path / "run.pt", **options)
 
@@ -444,12 +436,32 @@ def test_too_little_memory_names_the_batch_size(digits):
         training.fit(models.build("mnist-cnn"), *digits, task=greedy, batch_size=48)
 
 
-def test_other_errors_are_not_dressed_up(digits):
-    def wrong(model, x, y, generator):
-        raise RuntimeError("something else")
+def _raises(model, x, y, generator):
+    raise RuntimeError("something else")
 
-    with pytest.raises(RuntimeError, match=r"^something else$"):
-        training.fit(models.build("mnist-cnn"), *digits, task=wrong)
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (_raises, r"^task: fails on a batch \[20, 1, 28, 28\]: something else$"),
+        (nn.CrossEntropyLoss(), r"task: fails on a batch \[20, 1, 28, 28\]: TypeError: "),
+        (F.cross_entropy, r"task: fails on a batch \[20, 1, 28, 28\]: "),
+        (lambda m, x, y, g: None, "task: expected a mean loss that has a gradient, got None"),
+        (lambda m, x, y, g: 0.5, "task: expected a mean loss that has a gradient, got 0.5"),
+        (lambda m, x, y, g: F.cross_entropy(m(x), y, reduction="none"), r"got shape \[20\]"),
+        (lambda m, x, y, g: F.cross_entropy(m(x), y).detach(), "expected a mean loss that has"),
+        (training.denoising(0.1), r"images \[20, 1, 28, 28\] back, got \[20, 10\]"),
+    ],
+)
+def test_a_task_that_cannot_be_trained_for_is_named(task, message, digits):
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        training.fit(models.build("mnist-cnn", width=4), *digits.take(20), task=task)
+
+
+def test_a_reconstruction_of_another_shape_is_not_stretched_to_fit(digits):
+    x, y = digits.take(4)
+    with pytest.raises(ValueError, match=r"expected images \[4, 3, 28, 28\] back, got \[4, 1, 28"):
+        training.fit(nn.Conv2d(3, 1, 1), x.expand(4, 3, 28, 28), y, task=training.denoising(0.1))
 
 
 def test_adversarial_training_makes_a_network_harder_to_attack():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import shipped
+from support import dies_after, shipped
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,25 +59,17 @@ def test_a_run_that_was_cut_off_in_the_warm_up_ends_the_same(tmp_path, monkeypat
     x, y = data.load("mnist", "train").take(40)
     classifier = shipped("mnist-cnn")
 
-    def fit(path, fails_after=None):
+    def fit(path):
         task = training.purifying(classifier, attacks.pgd, eps=0.2, warm_up=1.0, steps=1)
-        calls = []
-
-        def counted(*batch):
-            calls.append(1)
-            if fails_after and len(calls) > fails_after:
-                raise KeyboardInterrupt
-            return task(*batch)
-
-        counted.announce, counted.name = task.announce, task.name
         net = models.build("mnist-dae", width=4)
-        run = {"task": counted, "epochs": 3, "batch_size": 20, "checkpoint": path}
+        run = {"task": task, "epochs": 3, "batch_size": 20, "checkpoint": path}
         training.fit(net, x, y, **run, progress=False)
         return net.state_dict()
 
     whole = fit(tmp_path / "a.pt")
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "b.pt", fails_after=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        dies_after(patch, 3, KeyboardInterrupt)
+        fit(tmp_path / "b.pt")
     again = fit(tmp_path / "b.pt")
     assert all(torch.equal(whole[k], again[k]) for k in whole)
 
