@@ -154,7 +154,8 @@ def certify(
         record: a path where what is done is kept (in a ``.json``), and gone on with.
 
     Raises:
-        ValueError: an argument out of range, or a record made otherwise.
+        ValueError: an argument out of range, a record made otherwise, or a model whose answers
+            depend on the batch, or that is random and takes no ``index`` and ``draw``.
     """
     check_images(x)
     check_number(sigma, "sigma", exclusive=True)

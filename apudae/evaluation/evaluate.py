@@ -79,7 +79,7 @@ def evaluate(
     Args:
         model: any module images -> logits. Of a :class:`~apudae.purification.Defended` one the
             protocol knows the parts and attacks them too. One whose ``forward`` takes ``index``
-            and ``draw`` is told them; others find torch's generators seeded.
+            and ``draw`` is told them; others find the global generators seeded.
         x: images ``[N, C, H, W]`` in [0, 1].
         y: int64 labels ``[N]``.
         eps: radius of the ball, in pixel units.
