@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -261,6 +262,9 @@ def locked(path: Path, *, wait: float = 60.0, what: str = "") -> Iterator[None]:
 def held(path: Path | None, name: str) -> Iterator[None]:
     """A file for one run alone, if there is one; what killed ones left half written goes.
 
+    One that is there, in a folder that cannot be written to, is as it is: it can be read. Whoever
+    goes on with it calls :func:`check_writable` first.
+
     Args:
         path: of the file, or None.
         name: of the argument that named it.
@@ -269,7 +273,7 @@ def held(path: Path | None, name: str) -> Iterator[None]:
         ValueError: nothing can be written there.
         RuntimeError: another run is at it.
     """
-    if path is None:
+    if path is None or (path.is_file() and not os.access(path.parent, os.W_OK)):
         yield
         return
     check_writable(path.parent, name)

@@ -32,6 +32,7 @@ from ..core.arguments import (
     check_labels,
     check_logits,
     check_number,
+    check_writable,
     checked,
     require,
     warn,
@@ -186,6 +187,8 @@ def certify(
         require(named, "model: it is random; let its forward take index and draw, keys of the draw")
         log = None if path is None else _log(path, model, x, index, options)
         rows: list[tuple[int, int]] = log.more["votes"] if log else []
+        if path is not None and len(rows) < len(x):
+            check_writable(path.parent, "record")
         for k in range(len(rows), len(x)):
             shared = {"seed": seed, "batch_size": batch_size}
             first, counted = votes(model, x[k], int(index[k]), sigma, (n0, n), **shared)

@@ -24,6 +24,7 @@ from ..core.arguments import (
     check_grid,
     check_labels,
     check_logits,
+    check_writable,
     checked,
     require,
     warn,
@@ -154,6 +155,8 @@ def evaluate(
         settings["own_attacks_sha256"] = model_print(dict(attacks or {}))
         run = Evaluation(model, x, y, index, settings, budget, record, batch_size, ball.mask)
         if not run.report.complete:
+            if path is not None:
+                check_writable(path.parent, "record")
             _go(run, first, classes, attacks or {}, progress)
     for finding in run.report.findings:
         warn(f"{settings['title']}: {finding}")

@@ -25,6 +25,7 @@ from ..core.arguments import (
     check_labels,
     check_number,
     check_type,
+    check_writable,
     checked,
     odd,
     require,
@@ -138,6 +139,8 @@ class TrainingRun:
         with held(checkpoint if processes.rank() == 0 else None, "checkpoint"):
             if checkpoint is not None and checkpoint.is_file():
                 self.resume(checkpoint)
+            if checkpoint is not None and self.done < self.epochs and processes.rank() == 0:
+                check_writable(checkpoint.parent, "checkpoint")
             return self.turn(validation, checkpoint, progress)
 
     def turn(

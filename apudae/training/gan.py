@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import check_count, check_number, checked, require
+from ..core.arguments import check_count, check_number, check_writable, checked, require
 from ..core.files import (
     check_like,
     held,
@@ -88,6 +88,8 @@ def train_gan(
         if path is not None and path.is_file():
             distances = _resume(path, whole, draws["generator"], settings)
         done = 100 * len(distances)
+        if path is not None and done < steps:
+            check_writable(path.parent, "checkpoint")
         for step in range(done + 1, steps + 1):
             for _ in range(critic_steps):
                 real = images[torch.randint(len(images), (batch_size,), **draws)]

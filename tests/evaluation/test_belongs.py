@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from dataclasses import replace
@@ -11,13 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from apudae.core import record
+from apudae import training
+from apudae.core import files, record
 from apudae.core.record import Record
 from apudae.data import Split
 from apudae.evaluation import Budget, Certificates, certification, certify, evaluate
 from apudae.evaluation import votes as votes_of
 from apudae.evaluation.report import Report
 from apudae.experiments import Place, digits
+
+evaluating = importlib.import_module("apudae.evaluation.evaluate")
+fitting = importlib.import_module("apudae.training.fit")
 
 BRIEF = Budget(
     pgd=2, apgd=2, restarts=1, targets=1, queries=3, draws=1, weights=(0.1,), curve=2, scoring=2
@@ -257,6 +262,31 @@ def test_a_piece_is_removed_after_its_row_is_stored(tmp_path, monkeypatch):
     subject = replace(digits.CERTIFIED, images=lambda place, **more: blank(2), **small)
     subject.run(Place(results=tmp_path, work=tmp_path / "w"))
     assert there == [1, 2] and len(gone) == 2
+
+
+def trained(folder, epochs=1):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    options = {"epochs": epochs, "checkpoint": folder / "r.pt", "progress": False}
+    return training.fit(net, X, Y, **options).loss
+
+
+@pytest.mark.parametrize("ask", [measured, votes, trained])
+def test_what_is_finished_can_be_read_where_nothing_can_be_written(ask, tmp_path, monkeypatch):
+    first = ask(tmp_path)
+    read_only, folder = {"r.json", "r.pt"}, tmp_path / "empty"
+    folder.mkdir()
+
+    def refuses(folder, name):
+        raise ValueError(f"{name}: cannot write to the folder")
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for module in (files, evaluating, certification, fitting):
+        monkeypatch.setattr(module, "check_writable", refuses)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert read_only & before.keys() and type(ask(tmp_path)) is type(first)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=r"(record|checkpoint): cannot write to the folder"):
+        ask(folder)
 
 
 def test_an_unfinished_report_without_its_images_is_not_begun_anew(tmp_path, monkeypatch):
