@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..core import processes
-from ..core.arguments import check_count, check_images, check_labels, checked
+from ..core.arguments import check_count, check_images, check_labels, checked, require
 from ..core.norms import keyed
 from ..core.prints import exact
 from ..data.files import Listing, read_image
 
 Batch = tuple[Tensor, Tensor, float]
+REACH = 4  # pixels that an augmented image is shifted by at most
 
 
 def shares(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, float]]:
@@ -85,6 +86,8 @@ class InMemory:
         device: torch.device | str = "cpu",
     ) -> None:
         check_set(images, labels)
+        large = not augment or min(images.shape[2:]) > REACH
+        require(large, f"augment: images {list(images.shape[2:])} are too small to be shifted")
         self.images, self.labels = images.to(device), labels.to(device)
         self.device = self.images.device
         self.n, self.batch_size = len(images), batch_size
@@ -110,7 +113,7 @@ class InMemory:
             yield (flip_and_shift(x, draws) if self.augment else x), self.labels[index], share
 
 
-def flip_and_shift(x: Tensor, draws: Generator, reach: int = 4) -> Tensor:
+def flip_and_shift(x: Tensor, draws: Generator, reach: int = REACH) -> Tensor:
     """Each image mirrored with probability 1/2 and shifted by up to ``reach`` pixels."""
     n, _, height, width = x.shape
     flip, top, left = torch.rand(3, n, generator=draws, device=x.device)

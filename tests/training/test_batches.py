@@ -142,3 +142,19 @@ def test_bad_options_are_named(folder, numbers):
         training.InMemory(*numbers, batch_size=0)
     with pytest.raises(ValueError, match="labels: expected 50 labels"):
         training.InMemory(numbers[0], numbers[1][1:], batch_size=5)
+    small = torch.rand(3, 1, 4, 9)
+    with pytest.raises(ValueError, match=r"augment: images \[4, 9\] are too small to be shifted"):
+        training.InMemory(small, torch.zeros(3).long(), batch_size=2, augment=True)
+
+
+def test_a_folder_is_told_by_all_its_bytes_and_labels(tmp_path):
+    """Files of the same names and sizes may be others, or of other classes."""
+
+    def told(pixels):
+        for name, grey in pixels.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("L", (9, 9), grey).save(tmp_path / name / "a.bmp")
+        return training.Streamed(data.list_folder(tmp_path), size=8).fingerprint()
+
+    prints = [told({"a": one, "b": two}) for one, two in ((1, 2), (2, 1), (1, 3), (1, 2))]
+    assert prints[0] == prints[3] and len(set(prints)) == 3
