@@ -421,7 +421,7 @@ FAULTS = [
     Fault(
         "certified in company",
         "evaluation/certification.py",
-        "together = looks_at_the_batch(model, x)",
+        "together = looks_at_the_batch(model, few)",
         "together = False",
         "votes are not of one image",
     ),

@@ -115,8 +115,8 @@ def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> 
     Raises:
         ModelError: it fails on these images, or changes them.
     """
-    for kept in (model.parameters(), model.buffers()):
-        if types := {p.dtype for p in kept if p.is_floating_point()}:
+    for held in (model.parameters(), model.buffers()):
+        if types := {p.dtype for p in held if p.is_floating_point()}:
             break
     given = x.to(types.pop()) if len(types) == 1 else x
     if torch.compiler.is_compiling():
@@ -126,9 +126,9 @@ def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> 
     version = None if fed.is_inference() else fed._version
 
     def fails() -> str:
-        held = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in model.parameters()}))
+        weights = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in model.parameters()}))
         images = f"{list(x.shape[1:])}, {given.dtype} on {given.device}"
-        return f"{name}: fails on images {images}, its weights {held or 'none'}"
+        return f"{name}: fails on images {images}, its weights {weights or 'none'}"
 
     with telling(fails, name):
         out = model(fed, **keys)

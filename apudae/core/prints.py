@@ -242,7 +242,7 @@ class _Printer:
         yield from self.attributes(value)
 
     def attributes(self, value: Any, private: bool = True) -> Iterator[str | bytes]:
-        """Of any object, in slots too; whole numbers in private ones are left out."""
+        """Of any object, in slots too; without ``private`` only those of public names."""
         slots = {name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())}
         inner = {k: getattr(value, k) for k in slots if hasattr(value, k)}
         for key, item in sorted((inner | getattr(value, "__dict__", {})).items()):

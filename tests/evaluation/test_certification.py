@@ -241,8 +241,23 @@ def test_a_model_that_looks_at_the_batch_is_not_certified():
         def forward(self, x):
             return Half(0.2)(x - x.mean(0))
 
-    with pytest.raises(ValueError, match="model: its answers depend on the batch"):
-        certify(Centred(), torch.rand(4, 1, 1, 2), sigma=0.5, n=30, noise_trained=True)
+    for n in (1, 4):  # the votes on a single image are a batch, too
+        with pytest.raises(ValueError, match="model: its answers depend on the batch"):
+            certify(Centred(), torch.rand(n, 1, 1, 2), sigma=0.5, n=30, noise_trained=True)
+    assert len(certify(Half(0.2), grey(0), sigma=0.5, n=30, noise_trained=True).votes) == 0
+
+
+def test_a_model_in_half_precision_is_fed_in_it_wherever_its_numbers_are():
+    class Buffered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("w", torch.ones(2, 3, dtype=torch.bfloat16))
+
+        def forward(self, x):
+            return x.flatten(1) @ self.w
+
+    found = evaluation.accuracy(Buffered(), grey(3), torch.zeros(3).long())
+    assert found.n == 3
 
 
 def test_bad_arguments_are_named(base):

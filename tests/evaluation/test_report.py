@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import support
 import torch
-from support import SMALL, Opaque, components, names, run, small
+from support import SMALL, Opaque, components, module_of, names, run, small
 from torch import nn
 
 from apudae import evaluation
@@ -258,6 +258,9 @@ def test_what_cannot_be_measured_is_refused(digits, classifier):
     for name in ("PGD", "transfer"):  # which a bare classifier has not, but warnings look for
         with pytest.raises(ValueError, match=f"attacks: '{name}' is one of the protocol's own"):
             run(classifier, few, attacks={name: lambda model, x, y: x}, **options)
+    tiny = torch.rand(2, 1, 4, 4), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r"x: Square in L2 needs 6 x 6 pixels or more, got \[4, 4"):
+        run(module_of(lambda x: pytest.fail("asked")), tiny, norm="l2", **options)
     dae = components()
     with pytest.raises(ValueError, match="a Sequential cannot hand the number of a draw on to"):
         run(nn.Sequential(Direct(dae, noise=0.2), classifier), few, **options)
