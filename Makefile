@@ -1,6 +1,7 @@
 # make book   build the HTML            make check      lint and toy models: while you work
 # make run    execute the chapters      make test       lint, package, notebooks
 #                                       make test-all   the same, the slow variants, random seeds
+# make gpu    all that needs a GPU, within MINUTES=30, packed into few files (README)
 # make bench  time attacks, training, purification and evaluation (three quarters of an hour)
 # make repository URL=https://github.com/NAME/REPOSITORY   write the book's address wherever it stands
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 export TQDM_DISABLE := 1
 
-.PHONY: book check test test-all lint run weights bench repository clean
+.PHONY: book check test test-all lint run weights bench gpu repository clean
 .DEFAULT_GOAL := book
 
 book: $(READY)
@@ -57,6 +58,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/imagenet.py
 	$(BIN)/python benchmarks/certification.py
+
+# It goes on where it was stopped, on another machine too, if that has the bundle.
+gpu: $(READY)
+	$(BIN)/python -m apudae.experiments gpu --minutes $(or $(MINUTES),30) $(GPU)
 
 # Needs nothing but Python: the badges, the first cells and the buttons get the address.
 repository:

@@ -1,7 +1,7 @@
 """Write the repository's address, and its release, wherever they are needed.
 
     make repository URL=https://github.com/me/apudae-book
-    python scripts/repository.py https://github.com/me/apudae-book --release v0.2.0
+    python scripts/repository.py https://github.com/me/apudae-book --release v0.3.0
 
 The address stands in ``pyproject.toml``; the release is the package's version. Everything else
 repeats them: the first cell and the Colab badge of each notebook, the buttons of the built pages

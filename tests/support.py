@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -42,6 +45,15 @@ def notebook(name: str):
 def code(notebook) -> list:
     """The code cells of a notebook."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def missing(what: str) -> None:
+    """Skip a test for want of something; with ``APUDAE_REQUIRED=1`` it fails."""
+    import pytest
+
+    if os.environ.get("APUDAE_REQUIRED") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 # --- toy models with known answers -------------------------------------------------------------
@@ -94,6 +106,64 @@ def module_of(function: Callable) -> nn.Module:
     return module
 
 
+# --- several processes ----------------------------------------------------------------------------
+
+# Forked, since imports take long; they meet as those of torchrun do. Before it stands what each
+# does, ``work(rank, size)``: its result is stored as JSON.
+_FORKED = """
+import json, os, pathlib, socket, sys, warnings
+import torch
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+import support
+from apudae.core import processes
+out, job, sizes = pathlib.Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
+exec((out / "work.py").read_text())
+for size in map(int, sizes):
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        if child := os.fork():
+            children.append(child)
+            continue
+        if size > 1:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(size)}
+            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        code = 1
+        try:
+            with processes.processes("cpu"):
+                found = work(rank, size)
+            (out / f"{job}-{size}-{rank}.json").write_text(json.dumps(found))
+            code = 0
+        except SystemExit as end:
+            print(end, flush=True)
+            code = 3
+        finally:
+            os._exit(code) if code != 1 else None
+    print(size, sorted(os.waitpid(child, 0)[1] >> 8 for child in children), flush=True)
+"""
+
+
+def forked(folder: Path, work: str, job: str, sizes: tuple[int, ...]) -> str:
+    """Do a job in so many processes, one number of them after the other; what they print."""
+    (folder / "work.py").write_text(work)
+    script = folder / "forked.py"
+    script.write_text(_FORKED)
+    command = [sys.executable, script, ROOT / "tests", folder, job, ",".join(map(str, sizes))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    shared = {"capture_output": True, "text": True, "env": environment, "timeout": 240}
+    done = subprocess.run(list(map(str, command)), **shared)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for size in sizes:  # 1: a fault; 3: refused
+        ended = next(line for line in done.stdout.splitlines() if line.startswith(f"{size} ["))
+        assert 1 not in json.loads(ended.split(" ", 1)[1]), done.stderr[-3000:]
+    return done.stdout
+
+
 # --- every attack by name, with budgets that suit toy models -----------------------------------
 
 ATTACKS = {
@@ -104,10 +174,11 @@ ATTACKS = {
     "pgd": partial(attacks.pgd, steps=5, restarts=2),
     "apgd": partial(attacks.apgd, steps=8, restarts=2),
     "square": partial(attacks.square, queries=12),
+    "boundary": partial(attacks.boundary, steps=3),
     "deepfool": attacks.deepfool,
     "cw": partial(attacks.cw, steps=20, searches=3, step_size=0.1),
 }
-RANDOM = ("noise", "rfgsm", "pgd", "apgd", "square")
+RANDOM = ("noise", "rfgsm", "pgd", "apgd", "square", "boundary")
 BOTH = [(name, norm) for name in ATTACKS for norm in NORMS if (name, norm) != ("cw", "linf")]
 
 

@@ -87,9 +87,12 @@ CALLS = {
     | {"width": (4, "count"), "tones": (0, "whole")},
     models.MnistCNN: {"width": (4, "count")},
     models.MnistMLP: {"width": (4, "count")},
-    models.ConvDAE: {k: (4, "count") for k in ("latent", "width")} | {"tones": (0, "whole")},
+    models.ConvDAE: {k: (4, "count") for k in ("latent", "width")}
+    | {"tones": (0, "whole"), "cut": (0, "whole")},
+    models.Cut: {"a": (0.1, "share")},
     models.CifarResNet: {"width": (4, "count"), "classes": (10, "count")},
-    models.REDNet: {"depth": (4, "count"), "width": (4, "count"), "channels": (3, "count")},
+    models.REDNet: {"depth": (4, "count"), "width": (4, "count"), "channels": (3, "count")}
+    | {"norm": (False, "bool")},
     models.VAE: {"latent": (4, "count")},
     models.Generator: {"latent": (4, "count")},
     models.SharedAutoencoder: {"hidden": (4, "count")},
@@ -233,6 +236,13 @@ CALLS = {
         "weight": (0.1, "number"),
         "warm_up": (0.1, "share"),
     },
+    training.certifying: {
+        "classifier": (NET.eval(), "module"),
+        "eps": (0.1, "positive"),
+        "weight": (0.1, "number"),
+        "clean": (0.1, "share"),
+        "ramp": ((0.1, 0.2), "sequence"),
+    },
     training.from_attacked: {
         "classifier": (NET, "module"),
         "attack": (attacks.fgsm, "function"),
@@ -271,6 +281,7 @@ CALLS = {
         "second": (RIGHT, "tensor"),
         "confidence": (0.95, "inner"),
     },
+    evaluation.Outcomes: {"right": (RIGHT, "tensor"), "places": (torch.arange(3), "tensor")},
     evaluation.roc: {"clean": (SCORES, "tensor"), "attacked": (SCORES, "tensor")},
     evaluation.auc: {
         "clean": (SCORES, "tensor"),
@@ -300,6 +311,13 @@ CALLS = {
         "weights": ((0.1,), "sequence"),
         "curve": (3, "count"),
         "scoring": (3, "count"),
+    },
+    evaluation.verify: {
+        "model": (NET, "module"),
+        "x": (X, "images"),
+        "y": (Y, "labels"),
+        "eps": (0.1, "number"),
+        "batch_size": (10, "count"),
     },
     evaluation.certify: {
         "model": (NET, "module"),
@@ -402,15 +420,15 @@ CALLS = {
 # have tests of their own, of folders and of checkpoints.
 OTHERS = [
     *(data.list_folder, data.list_imagenet, data.load_folder, data.read_image),
-    *(data.Listing, data.Split, data.imagenet_classes, purification.Calibration),
+    *(data.Listing, data.Order, data.Split, data.imagenet_classes, purification.Calibration),
     *(models.about, models.load, models.names, models.save),
     *(models.Critic, models.MagNet, models.Normalize),
     *(purification.Descent, purification.Purifier, purification.Stepper, purification.Trajectory),
     *(purification.Variant, purification.guess, purification.signal, purification.takes_keys),
     *(training.History, training.Task, training.classification, training.noise_prediction),
     *(evaluation.Accuracy, evaluation.Auc, evaluation.AttackWarning, evaluation.Certificates),
-    *(evaluation.Difference, evaluation.Finding, evaluation.Report),
-    *(evaluation.inspect_model, evaluation.plan),
+    *(evaluation.Difference, evaluation.Finding, evaluation.Report, evaluation.Verified),
+    *(evaluation.inspect_model, evaluation.plan, evaluation.same_images),
     *(plots.Picture, plots.SortableTable),
 ]
 ROOMS = (data, models, purification, training, evaluation, plots)

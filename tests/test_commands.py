@@ -353,7 +353,7 @@ def test_a_report_is_shown_on_any_console(encoding, monkeypatch, tmp_path):
 
     screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", screen)
-    parser = evaluating._parser()
+    parser = evaluating.parser()
     arguments.parsed(parser, GOOD["evaluation"])
     print("λ ≤ ε = 0.1 → σ ∞ 字 −1 📈 ·")
     screen.flush()

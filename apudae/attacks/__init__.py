@@ -29,6 +29,7 @@ Within a ball:
 - :func:`fgsm`, :func:`rfgsm`, :func:`bim`, :func:`pgd`: steps along the gradient; :func:`noise`,
   the yardstick beside them
 - :func:`apgd`, :func:`square`: no step size to tune, and no gradient at all
+- :func:`boundary`: along the border of the class, from far away; answers may be all it has
 - :func:`suite`: several attacks, each image's :class:`WorstCase`; :func:`taken`: what each is given
 - :func:`quantised`: an attack whose images an 8-bit file can hold
 - :mod:`as_published`: the attacks as the APuDAE authors' code makes them
@@ -43,6 +44,8 @@ What an attacker who knows the defense differentiates, each a :class:`View`:
 - :class:`EOT`: averaged over draws
 - :class:`BPDA`, :class:`Averaged`, :class:`StraightThrough`: past what cuts or masks it
 - :class:`Surrogate`, :class:`ReconstructionAware`: of another model; less the DAE's error
+- :class:`HalfPrecision`: any of them in bfloat16; what it finds still counts in float32
+- :class:`NES`: estimated from the model's answers alone
 
 What attacks are made of:
 
@@ -54,8 +57,19 @@ What attacks are made of:
 
 from ..core.norms import in_ball, length, project, steepest, uniforms
 from . import as_published
-from .adaptive import BPDA, EOT, Averaged, Exact, Fixed, ReconstructionAware, Surrogate, Uncut
+from .adaptive import (
+    BPDA,
+    EOT,
+    Averaged,
+    Exact,
+    Fixed,
+    HalfPrecision,
+    ReconstructionAware,
+    Surrogate,
+    Uncut,
+)
 from .autoattack import apgd, square
+from .estimated import NES, boundary
 from .gradient import bim, fgsm, noise, pgd, rfgsm
 from .minimal import cw, deepfool
 from .objective import LOSSES, Best, Objective, View, cross_entropy, dlr, logits, margin

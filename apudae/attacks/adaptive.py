@@ -15,12 +15,15 @@ package the full gradient through every step, of one known draw where they are r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_number, checked
-from ..core.calling import ask, differentiable, logits_of, takes_keys, unwrapped
+from ..core.calling import HALF, ask, differentiable, logits_of, takes_keys, unwrapped, within
+from ..core.processes import precision_of
 from ..purification.purifier import Defended, Purifier
 from ..purification.reconstruction import reconstruction_error
 from .objective import View
@@ -188,8 +191,8 @@ class Surrogate(Exact):
 class ReconstructionAware(Exact):
     """The loss minus λ times the reconstruction error: fool the classifier, look clean to the DAE.
 
-    An image whose error is low already is hardly moved by an adaptive purifier. It is the attack
-    that the APuDAE authors' own code aims at the defense (arXiv 2208.13838).
+    An image whose error is low already is hardly moved by an adaptive purifier. (The code of
+    APuDAE, arXiv 2208.13838, holds one with this thought, towards a given class; it never runs.)
 
     Args:
         model: the defended classifier, whose answers count.
@@ -254,6 +257,59 @@ class EOT(View):
 
     def penalty(self, x: Tensor) -> Tensor | None:
         return self.model.penalty(x)
+
+
+class HalfPrecision(View):
+    """Search cheaply: passes in bfloat16, where the processor or GPU computes in it.
+
+    Images, gradients and steps stay in float32, and so does what counts: an image that falls is
+    asked again, exactly. Where the hardware does not compute in bfloat16, or the images are not
+    float32, nothing changes.
+
+    Args:
+        model: images -> logits, or a view of one.
+        on: without, nothing changes, either.
+    """
+
+    @checked
+    def __init__(self, model: nn.Module, on: bool = True) -> None:
+        super().__init__()
+        self.model, self.on = model if isinstance(model, View) else Exact(model), on
+        self.draws_anew, self.noisy = self.model.draws_anew, self.model.noisy
+        self.rough = on and not self.noisy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        return self._half(self.model.looks(x, turn), x)
+
+    def answers(self, x: Tensor, turn: int) -> Iterator[Tensor]:
+        return self._half(self.model.answers(x, turn), x)
+
+    def exactly(self, x: Tensor, turn: int) -> Iterator[Tensor]:
+        return self.model.answers(x, turn)
+
+    def penalty(self, x: Tensor) -> Tensor | None:
+        with within(HALF, self._dtype(x)):
+            return self.model.penalty(x)
+
+    def _dtype(self, x: Tensor) -> torch.dtype | None:
+        return half_precision(x.device) if self.on else None
+
+    def _half(self, asked: Iterator[Any], x: Tensor) -> Iterator[Any]:
+        """What is asked for, each pass in half precision, and nothing else."""
+        more = True
+        while more:
+            with within(HALF, self._dtype(x)):
+                found = list(islice(asked, 1))
+            more = bool(found)
+            yield from found
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the device computes in it. (float16 would lose small gradients.)"""
+    return dtype if (dtype := precision_of(device)) == torch.bfloat16 else None
 
 
 def _defended(model: nn.Module) -> Defended:

@@ -78,7 +78,7 @@ def apgd(
             _climb(objective, best, place, start, ball, y, goal, steps, early_stop)
         return best.images
 
-    return by_chunk(attack, objective, ball, y, **shared)
+    return by_chunk(attack, objective, ball, y, packed=True, **shared)
 
 
 def _climb(
@@ -95,11 +95,14 @@ def _climb(
     """One run of APGD on the images at ``place``; every iterate is offered to ``best``."""
 
     def ask(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, fell, gradient = objective.gradient(z, y[place], towards)
+        value, fell, gradient = objective.gradient(z, y[place], None if goal is None else towards)
         best.offer(place, z, value, fell)
         return value, fell, gradient
 
-    towards = None if goal is None else lambda logits: dlr_targeted(logits, y[place], goal[place])
+    def towards(logits: Tensor, part: slice) -> Tensor:
+        some = place[part]
+        return dlr_targeted(logits, y[some], goal[some])
+
     checkpoints, last = _checkpoints(steps), 0
     z = previous = peak = start
     value, fell, gradient = ask(z)
@@ -214,7 +217,7 @@ def square(
             value = torch.where(better, worth, value)
         return found
 
-    return by_chunk(attack, objective, ball, y, **shared)
+    return by_chunk(attack, objective, ball, y, packed=True, **shared)
 
 
 _BLOCK = 100  # queries whose random numbers are drawn at once

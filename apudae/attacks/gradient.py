@@ -196,4 +196,4 @@ def pgd(
                 best.offer(place, z, *objective.value(z, y[place]))  # the last is only judged
         return best.images
 
-    return by_chunk(attack, objective, ball, y, **shared)
+    return by_chunk(attack, objective, ball, y, packed=True, **shared)

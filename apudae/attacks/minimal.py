@@ -76,7 +76,7 @@ def cw(
             c = torch.where(high < torch.inf, (low + high) / 2, c * 10)
         return _within(best.images, ball)
 
-    return by_chunk(attack, objective, ball, y, batch_size=batch_size)
+    return by_chunk(attack, objective, ball, y, batch_size=batch_size, packed=True)
 
 
 def _descend(
@@ -96,9 +96,10 @@ def _descend(
     can jump over a near border that c is too small to hold.
     """
 
-    def short(logits: Tensor) -> Tensor:
-        won = margin(logits, y[place]) * (-1 if objective.targeted else 1)
-        return c[place] * (confidence - won).clamp(min=0)
+    def short(logits: Tensor, part: slice) -> Tensor:
+        some = place[part]
+        won = margin(logits, y[some]) * (-1 if objective.targeted else 1)
+        return c[some] * (confidence - won).clamp(min=0)
 
     whole, enough, inside = place, torch.zeros_like(c, dtype=torch.bool), ball[place]
     w = torch.atanh((2 * inside.x - 1) * _INSIDE)

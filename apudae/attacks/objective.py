@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from ..core.arguments import (
     warn,
 )
 from ..core.calling import (
+    MEMORY,
     ModelError,
     bounded,
     evaluating,
@@ -41,10 +43,11 @@ from ..core.calling import (
     looks_like_probabilities,
     telling,
     warn_if_training,
+    within,
 )
 from ..core.norms import Ball, check_norm, length, within_reach
 
-Loss = Callable[[Tensor], Tensor]  # of logits [N, K], each image's [N]
+Loss = Callable[[Tensor, slice], Tensor]  # of logits [N, K] of a part of the images, theirs [N]
 _NEVER_0 = 1e-12  # added to a denominator: logits may tie
 
 
@@ -104,6 +107,7 @@ class View(nn.Module):
 
     draws_anew = True  # whether looks differ from turn to turn, if the model is random
     noisy = False  # whether values of different turns are of different draws
+    rough = False  # whether answers are rounded: who falls by them is asked again, exactly
 
     def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
         """Logits ``[N, K]`` to be differentiated, one after the other.
@@ -116,6 +120,10 @@ class View(nn.Module):
     def answers(self, x: Tensor, turn: int) -> Iterator[Tensor]:
         """The model's own logits: one, or several draws of a random model."""
         yield self(x)
+
+    def exactly(self, x: Tensor, turn: int) -> Iterator[Tensor]:
+        """:meth:`answers`, of a view whose answers are rough in full precision."""
+        yield from self.answers(x, turn)
 
     def penalty(self, x: Tensor) -> Tensor | None:
         """What the attacker also wants small, ``[N]``, subtracted from the loss."""
@@ -151,7 +159,8 @@ class Objective:
         self.model, self.targeted = model, targeted
         self.view = model if isinstance(model, View) else _Plain(model)
         self.classes = 0  # known from the first logits on
-        self._loss, self._turn = LOSSES[loss], 0  # the turn counts the queries of a chunk
+        self.size = 0  # images per pass; 0 for all at once
+        self._loss, self._turn = LOSSES[loss], 0  # the turn counts the queries of a block
         self._nan: Tensor | bool = False
         self._all_labels: Tensor | None = None
 
@@ -161,8 +170,9 @@ class Objective:
 
     def others(self, x: Tensor, y: Tensor, count: int) -> Tensor:
         """The classes that the model finds likeliest after ``y``, ``count`` at most: ``[N, K]``."""
-        logits = self.logits(x, y).scatter(1, y[:, None], -torch.inf)
-        return logits.argsort(1, descending=True)[:, : min(count, logits.shape[1] - 1)]
+        logits = torch.cat([self.logits(x[part], y[part]) for part in self._parts(x)])
+        order = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+        return order[:, : min(count, logits.shape[1] - 1)]
 
     def value(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Loss to raise ``[N]`` and whether each image has fallen, bool ``[N]``.
@@ -170,7 +180,10 @@ class Objective:
         Of several draws of a random model: the mean loss, and whether most of them are misread.
         """
         with torch.no_grad():
-            return self._answer(x, y, None, [], self.view.penalty(x))
+            return self._turned(
+                self._answer(x[part], y[part], None, [], self.view.penalty(x[part]))
+                for part in self._parts(x)
+            )
 
     def gradient(
         self, x: Tensor, y: Tensor, loss: Loss | None = None
@@ -178,9 +191,30 @@ class Objective:
         """:meth:`value`, and the gradient with respect to each image, ``[N, C, H, W]``.
 
         The losses are summed, not averaged: an image's gradient must not shrink with its batch.
-        Only the images get one; parameters are not asked. ``loss`` (logits -> ``[N]``) is what
-        the gradient is taken of, if not the loss itself.
+        Only the images get one; parameters are not asked. ``loss`` (logits of a part of the
+        images, which part -> ``[N]``) is what the gradient is taken of, if not the loss itself.
         """
+        with within(MEMORY, _memory(x.device)):
+            return self._turned(
+                self._gradient(x[part], y[part], loss and partial(loss, part=part))
+                for part in self._parts(x)
+            )
+
+    def _parts(self, x: Tensor) -> list[slice]:
+        """Passes of at most ``size`` images, all about as large."""
+        passes = max(math.ceil(len(x) / self.size), 1) if self.size else 1
+        most = math.ceil(len(x) / passes)
+        return [slice(k * most, (k + 1) * most) for k in range(passes)]
+
+    def _turned(self, parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The end of a turn: what it gave for all images."""
+        whole = [torch.cat(part) for part in zip(*parts, strict=True)]
+        self._turn += 1
+        return tuple(whole)
+
+    def _gradient(
+        self, x: Tensor, y: Tensor, loss: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, gradients, judged = x.detach().requires_grad_(True), [], []
         with torch.enable_grad():
             for logits, own in self.view.looks(x, self._turn):  # one graph at a time
@@ -213,9 +247,14 @@ class Objective:
         return logits
 
     def _answer(
-        self, x: Tensor, y: Tensor, loss: Loss | None, judged: list, penalty: Tensor | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Tensor], Tensor] | None,
+        judged: list,
+        penalty: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The end of a turn, from the model's own answers; it is asked if none was ``judged``."""
+        """What the model's own answers come to; it is asked if none was ``judged``."""
         if not judged:
             answers = self.view.answers(x, self._turn)
             judged = [self._judge(self._checked(logits, y), y, loss) for logits in answers]
@@ -223,17 +262,30 @@ class Objective:
         if len(judged) > 1:
             values, falls = (torch.stack(part) for part in zip(*judged, strict=True))
             value, fell = values.mean(0), falls.float().mean(0) > 0.5
+        elif self.view.rough and fell.any():
+            (logits,) = self.view.exactly(x[fell], self._turn)
+            fell = fell.masked_scatter(fell, self._falls(logits, y[fell]))
         value = value if penalty is None else value - penalty
         self._nan = self._nan | value.isnan().any()
-        self._turn += 1
         return value, fell
 
-    def _judge(self, logits: Tensor, y: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
-        fell = (logits.argmax(1) == y) == self.targeted
+    def _judge(
+        self, logits: Tensor, y: Tensor, loss: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        fell = self._falls(logits, y)
         if loss:
             return loss(logits), fell
         value = self._loss(logits, y)
         return (-value if self.targeted else value), fell
+
+    def _falls(self, logits: Tensor, y: Tensor) -> Tensor:
+        return (logits.argmax(1) == y) == self.targeted
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of graph that purifiers may keep for the way back: a gibibyte, more on a GPU."""
+    whole = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory
+    return max(2**30, whole // 4)
 
 
 def gradient_of(loss: Tensor, x: Tensor, *, retain: bool = False) -> Tensor:
@@ -329,11 +381,16 @@ def by_chunk(
     *,
     index: Tensor | None = None,
     batch_size: int | None = None,
+    packed: bool = False,
 ) -> Tensor:
     """Run ``attack(ball, labels, index)`` on chunks, the model in evaluation mode.
 
     ``index`` keys each image's random draws; by default its place in the batch. Where the ball's
     radius is 0 there is nothing to run, and the model is only checked.
+
+    ``packed`` is for attacks that ask by :meth:`Objective.value` and :meth:`Objective.gradient`
+    alone, and leave images alone once they fell: they get many chunks at a time, and ask for those
+    that are left in passes as full as they can be.
     """
     with torch.inference_mode(False), torch.no_grad(), evaluating(objective.model):
         # Copies: they may come from inference mode. The checks let pass what rounding put outside.
@@ -342,6 +399,8 @@ def by_chunk(
             return x
         objective._all_labels = y  # the first logits tell whether any is too large
         ball, size, done = replace(ball, x=x), batch_size or _chunk(x), []
+        if packed:
+            objective.size, size = size, size * max(1, _BLOCK // (size * x[0].numel()))
         for first in range(0, len(x), size):
             part = slice(first, first + size)
             objective._turn = 0  # random draws begin where they did for the chunk before
@@ -388,6 +447,9 @@ def check_inside(images: Tensor, ball: Ball, name: str) -> Tensor:
     beyond = int((length(images - ball.keep(images), "linf") > 1e-5).sum())
     require(not beyond, f"attacks: {name!r} changed pixels that the mask keeps, in {beyond} images")
     return images
+
+
+_BLOCK = 2**25  # numbers in the images that are attacked at a time
 
 
 def _chunk(x: Tensor) -> int:

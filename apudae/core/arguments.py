@@ -237,8 +237,11 @@ def checked(function: Callable) -> Callable:
         hints = _hints(function)
         for name, value in bound.arguments.items():
             hint = hints.get(name, object)
-            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
                 value = {key: check_type(part, hint, key) for key, part in value.items()}
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                value = [check_type(part, hint, f"{name}[{k}]") for k, part in enumerate(value)]
             else:
                 value = check_type(value, hint, name)
             bound.arguments[name] = value

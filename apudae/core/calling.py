@@ -3,6 +3,7 @@
 - :func:`called`: the one place where a module is given images; its input stays as it was
 - :func:`logits_of`, :func:`ask`: the logits, of the model as it is or of a known draw
 - :func:`evaluating`, :func:`in_training`, :func:`warn_if_training`: its mode
+- :data:`HALF`, :data:`MEMORY`, :func:`within`, :func:`half`: how, while an attack searches
 - :func:`unwrapped`, :func:`takes_keys`, :func:`differentiable`, :func:`looks_like_probabilities`,
   :func:`is_random`, :func:`looks_at_the_batch`: what it is
 - :func:`bounded`: classes that cannot win
@@ -15,8 +16,10 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from types import CodeType
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +31,13 @@ from .arguments import check_module, check_output, require, warn
 
 _WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel, nn.Sequential)
 _BEYOND = 1000  # times the largest logit: a class as far below it cannot win
+
+
+# How passes through networks are made while an attack searches: the half precision they compute
+# in, or None for the images' own; and how many bytes of graph a purifier may keep for the way back,
+# so that it need not work its steps out again.
+HALF: ContextVar[torch.dtype | None] = ContextVar("half", default=None)
+MEMORY: ContextVar[int] = ContextVar("memory", default=0)
 
 
 class ModelError(ValueError, RuntimeError):
@@ -58,6 +68,33 @@ def telling(what: Callable[[], str], name: str = "model") -> Iterator[None]:
         if isinstance(error, StopIteration):  # itself as the cause, contextlib lets it pass
             error = StopIteration(*error.args).with_traceback(error.__traceback__)
         raise ModelError(f"{what()}: {word}") from error
+
+
+@contextmanager
+def within(variable: ContextVar, value: Any) -> Iterator[None]:
+    """A setting of this thread, put back afterwards."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def half(x: Tensor) -> torch.autocast | nullcontext:
+    """What a network's pass for float32 images runs in: :data:`HALF`, if it is set."""
+    dtype = HALF.get() if x.dtype == torch.float32 else None
+    return torch.autocast(x.device.type, dtype) if dtype else nullcontext()
+
+
+def remembering(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that is made again later, perhaps in another thread, in the precision of now."""
+    dtype = HALF.get()
+
+    def again(*inputs: object) -> Any:
+        with within(HALF, dtype):
+            return step(*inputs)
+
+    return again
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -130,7 +167,7 @@ def called(model: nn.Module, x: Tensor, name: str = "model", **keys: object) -> 
         images = f"{list(x.shape[1:])}, {given.dtype} on {given.device}"
         return f"{name}: fails on images {images}, its weights {weights or 'none'}"
 
-    with telling(fails, name):
+    with telling(fails, name), half(given):
         out = model(fed, **keys)
     same = version is None or fed._version == version
     if same and x.device.type == "cpu":  # an edit past autograd; on a GPU asking costs too much

@@ -295,8 +295,9 @@ def sweep_weights(folder: Path, name: str, keep: Collection[str]) -> None:
     """Remove safetensors files that are called by a name and their own content, but a few."""
     for path in folder.glob(f"{glob.escape(name)}-????????.safetensors"):
         ours = path.name not in keep and path.is_file()
-        if ours and path.name == weights_file(name, sha256_of(path)):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process sweeps, too
+            if ours and path.name == weights_file(name, sha256_of(path)):
+                path.unlink()
 
 
 def weights_file(name: str, sha256: str) -> str:

@@ -21,6 +21,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,13 @@ from .files import (
     write_json,
 )
 from .prints import differences, identity, unlike
+from .processes import check_shared, everyones, rank, together, world
 
 # Those of schema 1 have no digest; of the shipped ones SHA256SUMS beside them tells it.
 SCHEMA = 2
 # Versions whose outcomes are this one's: `scripts/outputs.py` ran the same calls under both and
 # found every byte alike. What they measured is as valid as what this one does.
-SAME_OUTCOMES = ("0.1.0", "0.2.0")
+SAME_OUTCOMES = ("0.1.0", "0.2.0", "0.3.0")
 
 Row = dict[str, Any]
 
@@ -78,10 +81,11 @@ class Record:
         anew: bool = False,
     ) -> None:
         self.name, self.folder, self.keys, self.device = name, folder, keys, device
+        together(partial(check_shared, folder))
         self.about: Row = json.loads(json.dumps(about))  # tuples as they come back
         self._written, self._identify, self._anew = 0.0, dict, anew
         sweep(folder)
-        self.more = self._stored()
+        self.more = together(self._stored, first=True)
         self.rows: list[Row] = self.more.pop("rows", [])
 
     @property
@@ -143,25 +147,36 @@ class Record:
             self.more["models"], self._identify = self.more.get("models", {}) | models, dict
         shown = " | ".join(f"{k:g}" if isinstance(k, float) else str(k) for k in key)
         mark = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
-        with locked(self.folder / f"{self.name}.{mark}", wait=-1, what=shown):
+        lock = locked(self.folder / f"{self.name}.{mark}", wait=-1, what=shown)
+
+        def latest() -> Row | None:
             self._catch_up({})
-            if (row := self.find(*key)) is not None:  # another process has measured it meanwhile
-                return row
-            start = time.perf_counter()
-            row = dict(zip(self.keys, key, strict=True)) | make()
-            row["seconds"] = seconds = round(time.perf_counter() - start, 1)
-            made = provenance(self.device)
-            row |= {k: made[k] for k in ("apudae", "torch", "device", "date")}
-            self.rows.append(row)
-            self.save()
-        count = f"{row['correct']} of {row['n']}, " if {"correct", "n"} <= row.keys() else ""
-        print(f"{shown}: {count}{seconds:g} s", flush=True)
+            return self.find(*key)  # another run has measured it meanwhile
+
+        with nullcontext() if rank() else lock:
+            if (row := together(latest, first=True)) is None:
+                start = time.perf_counter()
+                row = dict(zip(self.keys, key, strict=True)) | make()
+                row["seconds"] = seconds = round(time.perf_counter() - start, 1)
+                made = provenance(self.device)
+                row |= {k: made[k] for k in ("apudae", "torch", "device", "date")}
+                row |= {"processes": world()} if world() > 1 else {}
+                row = everyones(row)[0]
+                count = (
+                    f"{row['correct']} of {row['n']}, " if {"correct", "n"} <= row.keys() else ""
+                )
+                if rank() == 0:
+                    print(f"{shown}: {count}{seconds:g} s", flush=True)
+            if self.find(*key) is None:
+                self.rows.append(row)
+                self.save()
         return row
 
     def save(self, *, at_most_every: float = 0.0, **more: Any) -> None:
         """Store all rows, with what else there is to say, now and before.
 
-        Rows that another process has added since are kept.
+        Rows that another run has added since are kept. Of several processes that act as one, the
+        first writes, and the others wait for it.
 
         Args:
             at_most_every: write only if the last writing is as many seconds ago.
@@ -170,6 +185,12 @@ class Record:
         if time.monotonic() - self._written < at_most_every:
             self.more |= more
             return
+        if rank():
+            self._say(more)
+            return together(lambda: None)
+        together(partial(self._write, more))
+
+    def _write(self, more: Row) -> None:
         with locked(self.path):
             self._catch_up(more)
             rows = {"keys": self.keys, "rows": self.rows} if self.keys else {}
@@ -186,6 +207,9 @@ class Record:
             added = [row for row in there.pop("rows") if not self.find(*self._key(row))]
             self.rows = added + self.rows
             more, self.more = self.more | more, there
+        self._say(more)
+
+    def _say(self, more: Row) -> None:
         for name, value in more.items():
             old = self.more.get(name)
             joins = isinstance(value, dict) and isinstance(old, dict)

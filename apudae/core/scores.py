@@ -1,6 +1,7 @@
 """How often a model is right, and how sure we can be: each number comes with its interval.
 
 - :func:`outcomes`, :func:`accuracy`, :class:`Accuracy`: images read rightly
+- :class:`Outcomes`, :func:`same_images`: outcomes that know which images they are of
 - :func:`paired_difference`, :class:`Difference`: two models on the same images
 - :func:`roc`, :func:`auc`, :class:`Auc`: how well a score tells attacked images from clean ones
 """
@@ -99,6 +100,47 @@ def outcomes(
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 250) -> Accuracy:
     """Accuracy of ``model`` on at least one image, with its confidence interval at hand."""
     return Accuracy.of(outcomes(model, x, y, batch_size=batch_size))
+
+
+@checked
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of which images: outcomes alone are a list that may be of any.
+
+    Attributes:
+        right: bool ``[N]``, or rates ``[N]`` in [0, 1].
+        places: of the images in their data set, int64 ``[N]``.
+    """
+
+    right: Tensor
+    places: Tensor
+
+    def __post_init__(self) -> None:
+        if self.right.shape != self.places.shape:
+            shapes = f"{list(self.right.shape)}, got {list(self.places.shape)}"
+            raise ValueError(f"places: expected one for each outcome, {shapes}")
+        if len(self.places.unique()) < len(self.places):
+            raise ValueError("places: an image comes twice")
+
+
+@checked
+def same_images(*several: Outcomes) -> list[Tensor]:
+    """Outcomes ``[n]`` of each on the images that all of them are of, in the order of the first.
+
+    Raises:
+        ValueError: there is no such image.
+    """
+    check_count(len(several), "number of outcomes")
+    common = several[0].places
+    for found in several[1:]:
+        common = common[torch.isin(common, found.places)]
+    if not len(common):
+        raise ValueError("outcomes: they have no image in common, and cannot be compared")
+    aligned = []
+    for found in several:
+        places, order = found.places.sort()
+        aligned.append(found.right[order[torch.searchsorted(places, common)]])
+    return aligned
 
 
 @dataclass(frozen=True)

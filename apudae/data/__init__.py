@@ -1,6 +1,7 @@
 """Images by name, and image files; pixels are float32 in [0, 1] unless it says otherwise.
 
 - :func:`load`: ``data.load("mnist", "test")`` -> a :class:`Split`, images and labels
+- :class:`Order`: in which order test images are asked
 - :data:`SPLITS`, :data:`PROFILES`, :data:`TITLES`: the splits and sizes there are, and what a table
   calls a set
 - :data:`CIFAR10_CLASSES`, :func:`imagenet_classes`: names of the classes
@@ -12,4 +13,4 @@
 
 from ..core.files import fingerprint
 from .files import Listing, imagenet_classes, list_folder, list_imagenet, load_folder, read_image
-from .sets import CIFAR10_CLASSES, PROFILES, SPLITS, TITLES, Split, load, sample_index
+from .sets import CIFAR10_CLASSES, PROFILES, SPLITS, TITLES, Order, Split, load, sample_index

@@ -24,6 +24,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -66,6 +67,27 @@ CIFAR10_CLASSES = (
 )
 
 
+@dataclass(frozen=True)
+class Order:
+    """In which order the images of a set are asked: one random permutation, always the same.
+
+    The first official test digits are harder than the rest, and who asks "the first n" of a set
+    measures how it was put together. The first n of a permutation are a random sample.
+
+    Attributes:
+        of: images of the whole set.
+        seed: of the permutation.
+    """
+
+    of: int
+    seed: int = 0
+
+    def places(self, n: int | None = None) -> Tensor:
+        """Places in the set of the first ``n`` images that are asked, or of all: int64 ``[n]``."""
+        whole = np.random.RandomState(self.seed).permutation(self.of)  # promised to stay as it is
+        return torch.from_numpy(whole[:n].astype(np.int64))
+
+
 class Split(NamedTuple):
     """Images ``[N, C, H, W]``, float32 in [0, 1] or uint8, and labels int64 ``[N]``."""
 
@@ -79,6 +101,11 @@ class Split(NamedTuple):
         """
         check_count(n, "n", minimum=0)
         return Split(self.images[:n], self.labels[:n])
+
+    def at(self, places: Tensor) -> Split:
+        """Those at some places, int64 ``[n]``, in their order."""
+        places = places.to(self.labels.device)
+        return Split(self.images[places], self.labels[places])
 
 
 @checked

@@ -2,14 +2,16 @@
 
     python -m apudae.evaluation --purifier adaptive --eps 0.2 --n 200
     python -m apudae.evaluation --classifier my_module:build --data mnist --eps 0.1
+    torchrun --nproc-per-node 8 -m apudae.evaluation --images 1000 --eps 0.1 --record runs/mine
 
-It prints a report for each ε.
+It prints a report for each ε. Started by ``torchrun``, the processes share the images.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -32,10 +34,11 @@ from ..core.arguments import (
 )
 from ..core.calling import ModelError
 from ..core.norms import NORMS
+from ..core.processes import processes, rank
 from ..purification.adaptive import PRESETS, Adaptive
 from ..purification.purifier import Defended, Direct
 from ..purification.reconstruction import Calibration, calibrate
-from .attackers import BUDGETS
+from .attackers import BUDGETS, SEARCH
 from .evaluate import evaluate
 from .report import Report
 
@@ -105,15 +108,25 @@ def model_of(args: argparse.Namespace, device: torch.device) -> nn.Module:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: 0, or another status after an error that is told on one line."""
-    args = parsed(_parser(), argv)
-    end = told(lambda: _evaluate(args))
+    args = parsed(parser(), argv)
+    end = told(lambda: _begin(args))
     if isinstance(end, str):
         print(end, file=sys.stderr)
     return 1 if isinstance(end, str) else end or 0
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-    device = check_device(args.device, "--device")
+def _begin(args: argparse.Namespace) -> None:
+    """Alone, or as one of several processes."""
+    if "RANK" in os.environ:  # of torchrun
+        with processes(args.device) as device:
+            return _evaluate(args, device)
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return _evaluate(args, check_device(name, "--device"))
+
+
+def _evaluate(args: argparse.Namespace, device: torch.device) -> None:
     names = [f"{eps:g}" for eps in args.eps]
     require(len(set(names)) == len(names), f"--eps: expected different radii, got {names}")
     if args.record is not None:
@@ -121,8 +134,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         check_writable(args.record.parent, "--record")
     model = model_of(args, device)
     split = data.load(args.data, args.split, profile=args.profile, root=args.root)
-    x, y = (part.to(device) for part in split.take(args.n))
-    options = {key: getattr(args, key) for key in ("norm", "budget", "seed")}
+    x, y = (part.to(device) for part in split.take(args.images))
+    options = {key: getattr(args, key) for key in ("norm", "budget", "seed", "search")}
     options |= {"curves": not args.no_curves, "quantised": args.quantised}
     options |= {"title": f"{args.classifier}, purifier {args.purifier}"}
     paths = [args.record and args.record.with_name(f"{args.record.name}-{n}") for n in names]
@@ -137,7 +150,8 @@ def _evaluate(args: argparse.Namespace) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they stand in the report
                 report = evaluate(model, x, y, eps=eps, record=record, **options)
-            print(f"{report}\n", flush=True)
+            if rank() == 0:
+                print(f"{report}\n", flush=True)
     except (ModelError, NotImplementedError, SystemExit) as error:
         cause = error.__cause__ if isinstance(error, ModelError) else error
         if not (theirs and cause):
@@ -145,13 +159,14 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise ForeignError(f"{theirs}: failed with {type(error).__name__}: {error}") from cause
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(
         prog="python -m apudae.evaluation",
         description="Attack a model in every way at hand, and report what stands.",
     )
     own = "or package.module:function that returns a module"
-    add, positive = parser.add_argument, option(float, exclusive=True)
+    add, positive = found.add_argument, option(float, exclusive=True)
     add("--classifier", default="mnist-cnn", help=f"shipped weights ({own}); mnist-cnn")
     add("--purifier", default="none", help=f"{', '.join(PURIFIERS)} ({own}); none")
     add("--dae", help="shipped weights, of a purifier that needs a DAE; mnist-dae")
@@ -161,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="test", choices=data.SPLITS)
     add("--profile", default="quick", choices=["quick", "full"])
     add("--root", type=Path, help="folder of the full data ($APUDAE_DATA)")
-    add("--n", type=option(), default=200, help="the first so many images; 200")
+    add("--images", "--n", type=option(), default=200, help="the first so many; 200")
     add("--eps", type=positive, nargs="+", required=True, help="one or more radii")
     add("--norm", default="linf", choices=NORMS)
     add("--budget", default="quick", choices=list(BUDGETS))
@@ -169,8 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-curves", action="store_true", help="leave out the curves")
     add("--quantised", action="store_true", help="score on the 8-bit grid")
     add("--record", type=Path, help="path without ending; -ε.json is added, and resumed if there")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser
+    add("--search", choices=SEARCH, help="precision of the attacks (the budget's: auto)")
+    add("--device", default="auto", help="auto, cpu or cuda; under torchrun a GPU for each process")
+    return found
 
 
 if __name__ == "__main__":

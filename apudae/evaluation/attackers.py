@@ -18,18 +18,22 @@ from ..attacks.adaptive import (
     KNOWN_DRAW,
     Averaged,
     Fixed,
+    HalfPrecision,
     ReconstructionAware,
     Surrogate,
     Uncut,
+    half_precision,
 )
-from ..attacks.objective import cross_entropy
+from ..attacks.objective import Objective, cross_entropy
 from ..attacks.straight_through import StraightThrough
-from ..core.arguments import check_count, check_number, checked
+from ..core.arguments import check_choice, check_count, check_number, checked
 from ..core.calling import ask, called, differentiable, evaluating
 from ..purification.adaptive import Adaptive
 from ..purification.purifier import Defended, Purifier
 from ..purification.surrogates import smooth
 from .cost import Meter
+
+SEARCH = ("auto", "float32")
 
 
 @checked
@@ -48,6 +52,9 @@ class Budget:
         curve: images that the curves are drawn for.
         scoring: of a random model, draws per image to choose its attack, and as many fresh ones to
             score it; 2 to 49.
+        search: precision that attacks compute in: ``"auto"``, bfloat16 where the hardware has it
+            and the model answers there as it does; or ``"float32"``, the images' own. What they
+            find is scored in the images' own.
 
     Raises:
         ValueError: another number of scoring draws, which would not be fresh.
@@ -62,12 +69,14 @@ class Budget:
     weights: tuple[float, ...] = (0.01, 0.1)
     curve: int = 50
     scoring: int = 20
+    search: str = "auto"
 
     def __post_init__(self) -> None:
+        check_choice(self.search, SEARCH, "search")
         for name, value in vars(self).items():
             for part in value if name == "weights" else ():
                 check_number(part, "weights")
-            if name != "weights":
+            if name not in ("weights", "search"):
                 check_count(value, name)
         if not 2 <= self.scoring <= KNOWN_DRAW // 2:
             raise ValueError(f"scoring: expected 2 to {KNOWN_DRAW // 2} draws, got {self.scoring}")
@@ -99,6 +108,8 @@ class Attack:
         gradients: about how many passes through the model with a gradient it takes per image.
         forwards: and how many without.
         everywhere: attack all images, not only those that still stand.
+        what: of PGD, its radius, steps and draws: what is the same twice is made once.
+        search: precision that it computes in.
     """
 
     name: str
@@ -107,6 +118,8 @@ class Attack:
     gradients: float = 0
     forwards: float = 0
     everywhere: bool = False
+    what: tuple[float, ...] = ()
+    search: str = "float32"
 
     @classmethod
     def pgd(
@@ -118,12 +131,14 @@ class Attack:
         *,
         steps: int = 0,
         draws: int = 0,
+        half: bool = False,
     ) -> Attack:
         """PGD along the exact gradient, on all images."""
         steps, draws = steps or budget.pgd, (draws or budget.draws) if random else 1
-        view = EOT(Uncut(model), draws) if random else Uncut(model)
+        view = HalfPrecision(EOT(Uncut(model), draws) if random else Uncut(model), half)
         run = partial(attacks.pgd, view, steps=steps, early_stop=not random, **options)
-        return cls("PGD", "white box", run, gradients=steps * draws, everywhere=True)
+        what, cost = (options["eps"], steps, draws), steps * draws
+        return cls("PGD", "white box", run, cost, everywhere=True, what=what, search=_search(half))
 
     def rounded(self) -> Attack:
         """Its images rounded to 8 bits, none of them left just behind the border."""
@@ -140,6 +155,7 @@ def plan(
     random: bool,
     classes: int,
     masked: bool = False,
+    half: bool = False,
     **options: Any,
 ) -> list[Attack]:
     """The attacks on a model, in their order.
@@ -154,6 +170,7 @@ def plan(
         random: whether to average over draws.
         classes: that the model knows.
         masked: whether the gradient looks as if something hid it.
+        half: whether to search in half precision.
         options: ``eps``, ``norm``, ``seed`` and ``batch_size`` of all of them.
     """
     draws = budget.draws if random else 1
@@ -161,7 +178,7 @@ def plan(
     noise = partial(attacks.noise, model, **{k: options[k] for k in ("eps", "norm", "seed")})
     found = [
         Attack("noise", "input", noise, forwards=1, everywhere=True),
-        Attack.pgd(model, budget, random, options),
+        Attack.pgd(model, budget, random, options, half=half),
     ]
 
     def add(
@@ -176,16 +193,18 @@ def plan(
     ) -> None:
         """``share`` is the cost of a pass, relative to one with the exact gradient."""
         fixed = kind == "ablation"
-        view = EOT(view, draws) if random and not fixed else view
+        view = HalfPrecision(EOT(view, draws) if random and not fixed else view, half)
         runs = more.get("restarts", 1) * (targets if more.get("loss") == "dlr-targeted" else 1)
         # A first success is one only if the model gives the same answer again.
         run = partial(attack, view, steps=steps, early_stop=not random, **options, **more)
         cost = share * steps * runs * (1 if fixed else draws)
-        found.append(Attack(name, kind, run, cost, everywhere=fixed))
+        found.append(Attack(name, kind, run, cost, everywhere=fixed, search=_search(half)))
 
     if isinstance(model, Defended):
-        transfer = partial(attacks.pgd, model.classifier, steps=budget.pgd, **options)
-        found.append(Attack("transfer", "black box", transfer, forwards=1, everywhere=True))
+        bare = HalfPrecision(model.classifier, half)
+        transfer = partial(attacks.pgd, bare, steps=budget.pgd, **options)
+        on_all = {"everywhere": True, "search": _search(half)}
+        found.append(Attack("transfer", "black box", transfer, forwards=1, **on_all))
         if _keeps_shape(model.purifier, x[:1]):
             add("BPDA", BPDA(model), 0.4)
         if isinstance(model.purifier, Purifier):
@@ -212,10 +231,41 @@ def plan(
         add("APGD-DLR", exact, loss="dlr-targeted", targets=targets)
     else:
         add("APGD-margin", exact, loss="margin")
-    view = EOT(model, draws) if random else model
+    view = HalfPrecision(EOT(model, draws) if random else model, half)
     more = {"queries": budget.queries, "early_stop": not random}
-    square = partial(attacks.square, view, **more, **options)
-    return [*found, Attack("Square", "black box", square, forwards=budget.queries * draws)]
+    square, cost = partial(attacks.square, view, **more, **options), budget.queries * draws
+    last = Attack("Square", "black box", square, forwards=cost, search=_search(half))
+    return [*found, last]
+
+
+def _search(half: bool) -> str:
+    return "bfloat16" if half else "float32"
+
+
+@torch.no_grad()
+def why_not_half(model: nn.Module, x: Tensor, y: Tensor) -> str:
+    """Why attacks on a model should not search in half precision; empty if they may.
+
+    Args:
+        model: images -> logits.
+        x: a few images ``[N, C, H, W]``.
+        y: their labels.
+    """
+    if half_precision(x.device) is None:
+        return "this hardware does not compute in bfloat16"
+    if x.dtype != torch.float32:
+        return f"the images are {x.dtype}".replace("torch.", "")
+    with evaluating(model):
+        exact = ask(model, x)
+        try:
+            objective = Objective(HalfPrecision(Fixed(model, draw=0)))
+            rough = next(objective.view.answers(x, 0))
+            gradient = objective.gradient(x[:2], y[:2])[2]
+        except (RuntimeError, TypeError, ValueError) as error:
+            return f"in bfloat16 the model fails ({str(error).splitlines()[0]:.100})"
+    agree = (rough.argmax(1) == exact.argmax(1)).double().mean().item()
+    fits = agree >= 0.75 and rough.isfinite().all() and gradient.isfinite().all()
+    return "" if fits else f"in bfloat16 the model reads only {100 * agree:.0f} % as it does"
 
 
 def seconds_per_pass(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -54,6 +54,13 @@ RULES: dict[str, Rule] = {
         "if its answers depend on that, they depend on the order of the attacks",
         "let a forward pass change nothing but whole numbers in names like `_calls`",
     ),
+    "answers depend on the past": Rule(
+        "an image gets other logits after near duplicates of it were asked about than from a fresh "
+        "copy of the model, and the same after unrelated images",
+        "an attack of many queries meets its own shadow; an attacker with a copy of the model, or "
+        "one who worked elsewhere and asks once, does not",
+        "attack and score fresh copies; this protocol does, where the model can be copied",
+    ),
     "random forward": Rule(
         "the same images get other logits when asked again",
         "one lucky draw is not a success, one unlucky draw not a defense; gradients are noisy",
@@ -66,9 +73,10 @@ RULES: dict[str, Rule] = {
     ),
     "answers depend on the batch": Rule(
         "the logits of most of the first eight images change by more than a hundredth of their "
-        "spread when each image is asked alone",
+        "spread when each image is asked alone, or of a quarter of them among other neighbours",
         "what fell in one batch may stand in another, so that the number is one of a batch size",
-        "give batch norm its running statistics; let no image see its neighbours",
+        "give batch norm its running statistics; let no image see its neighbours; attack and "
+        "score each image alone, as this protocol does where the model answers to one image",
     ),
     "parts not named": Rule(
         "a purifier of this package stands inside a module that does more than hand images on",
@@ -80,6 +88,21 @@ RULES: dict[str, Rule] = {
         "gradient attacks cannot start there: a rounding, a cut graph, a saturated softmax",
         "name the parts, Defended(classifier, purifier), so that BPDA can go round; use a "
         "loss that does not saturate (DLR) and attacks without gradients (Square)",
+    ),
+    "random gradients": Rule(
+        "the same images get the same logits and other gradients when asked again, their cosine "
+        "below 0.9 at the median image",
+        "a backward pass of the model's own returns what it likes: no step along it leads anywhere",
+        "go round it: the classifier inside, estimated gradients (NES), a learned substitute; "
+        "this protocol does all three",
+    ),
+    "flat logits": Rule(
+        "the logits of more than half of the images are the same to the last bit at points of the "
+        "ball that differ",
+        "answers in steps, or a plateau where the model is sure: an attack inside has no slope, "
+        "whether or not there is a way out",
+        "begin outside and walk along the border; attack the classifier inside, or a substitute; "
+        "this protocol does, and where they find nothing the number is not to be trusted",
     ),
     "misleading gradients": Rule(
         "a small step along the gradient changes the margin by less than a third of what the "
@@ -116,6 +139,25 @@ RULES: dict[str, Rule] = {
         "the attack does not converge: its gradients are noise, or its step size is wrong",
         "average over more draws; try other step sizes; use APGD, which sets its own",
     ),
+    "a class that no image has": Rule(
+        "the last class is the label of no image, and a fifth or more of the clean images or of "
+        "those in their worst case are read as it",
+        "if it means 'I do not say', an abstention was counted as a mistake: the worst case is "
+        "not that of the answers that are given",
+        "name it, abstain=..., so that abstentions are an outcome of their own",
+    ),
+    "the attack cannot win": Rule(
+        "a readout of the logits was made so that an adversarial example is known to exist, and "
+        "APGD found one for fewer than 80 % of ten images (Zimmermann et al. 2022)",
+        "the attack finds nothing on this model even where there is something",
+        "do not trust the number; look at the gradients; attack stand-ins and without gradients",
+    ),
+    "the loss does not rise": Rule(
+        "APGD raises the margin above that of 40 random points of the ball for fewer than 80 % of "
+        "ten images",
+        "the gradient leads nowhere, or there is none (an indicator of Pintor et al. 2022)",
+        "look at the gradients; attack stand-ins and without gradients",
+    ),
     "does not fall": Rule(
         "under an ε at which every image can become grey, more than a tenth still stands",
         "no image that grey holds its digit: the attack fails, not the attacker",
@@ -123,7 +165,13 @@ RULES: dict[str, Rule] = {
     ),
 }
 # Warnings of a gradient that does not tell what the model does.
-MASKS = ("zero gradients", "misleading gradients", "unseen optimisation")
+MASKS = (
+    "zero gradients",
+    "random gradients",
+    "flat logits",
+    "misleading gradients",
+    "unseen optimisation",
+)
 
 
 @dataclass(frozen=True)
@@ -169,6 +217,10 @@ def inspect_model(
         slope, zero = _gradient(model, z, y)
         if zero > 0.5:
             found.append(Finding("zero gradients", f"{100 * zero:.0f} % of {len(x)} images"))
+        if not random and zero <= 0.5 and (gap := _unsteady(model, z, y, slope)) < 0.9:
+            found.append(Finding("random gradients", f"the cosine of two is {gap:.2g}"))
+        if not random and (flat := _flat(model, z, logits, eps, norm)) > 0.5:
+            found.append(Finding("flat logits", f"{100 * flat:.0f} % of {len(x)} images"))
         with torch.no_grad():  # a random model that is told its draw keeps it
             steady = not random or torch.allclose(ask(model, z), logits, rtol=1e-4, atol=1e-5)
         ratio = _agreement(model, z, y, slope, eps, norm) if steady else None
@@ -236,6 +288,24 @@ def _gradient(model: nn.Module, z: Tensor, y: Tensor) -> tuple[Tensor, float]:
             for loss in (cross_entropy, margin)
         )
     return slope, (steep.flatten(1).abs().amax(1) < 1e-12).float().mean().item()
+
+
+def _unsteady(model: nn.Module, z: Tensor, y: Tensor, slope: Tensor) -> float:
+    """The cosine of the margin's gradient and that of another call, at the median image."""
+    one, other = (g.flatten(1).double() for g in (slope, _gradient(model, z, y)[0]))
+    able = (one.norm(dim=1) > 0) & (other.norm(dim=1) > 0)
+    if not able.any():
+        return 1.0
+    return torch.cosine_similarity(one[able], other[able], eps=0).median().item()
+
+
+@torch.no_grad()
+def _flat(model: nn.Module, z: Tensor, logits: Tensor, eps: float, norm: str) -> float:
+    """Share of images whose logits stay what they are, to the last bit, at two points near by."""
+    index = torch.arange(len(z))
+    near = [in_ball(z, eps / 4, norm, index, seed=2, stream=k) for k in range(2)]
+    same = [(ask(model, point) == logits).all(1) for point in near]
+    return (same[0] & same[1]).double().mean().item()
 
 
 @torch.no_grad()

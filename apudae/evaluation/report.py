@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from torch import Tensor
 
 from .. import plots
 from ..core import record as records
-from ..core.arguments import check_choice, check_images, check_number, check_type, require
+from ..core.arguments import (
+    check_choice,
+    check_count,
+    check_images,
+    check_number,
+    check_type,
+    require,
+)
 from ..core.files import sweep_weights, verify, weights_file, write_aside
 from ..core.norms import NORMS
 from ..core.scores import Accuracy, Difference, paired_difference
@@ -31,7 +38,10 @@ _SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("data_sha256", "labels_sha256", "index_sha256", "data_exact"), str | None),
     **{"model_sha256": str | None, "own_attacks_sha256": str | None, "model": dict | None},
     **{"seed": int | None, "own_attacks": list[str] | None, "mask": dict | None},
+    **{"abstain": int | None, "substitutes": dict | None, "part": dict | None},
 }
+NOT_YET = -2  # of an image: that is still to be asked
+_ABSTAINED, _WON = ("clean", "fooled"), ("found", "by chance", "rises")
 _KINDS = ("input", "white box", "surrogate", "ablation", "black box", "own")
 ON_ALL = ("clean", "noise", "PGD", "transfer")  # these are run on all images
 
@@ -45,12 +55,13 @@ class Row:
         kind: ``"input"`` (nothing or noise), ``"white box"``, ``"surrogate"``, ``"ablation"``,
             ``"black box"`` or ``"own"``.
         misread: per image, of the scoring draws how many were misread; −1 where the attack was not
-            run, because the image had fallen for sure.
+            run, because the image had fallen for sure; −2 where it is still to be run.
         seconds: of the attack.
         calls: images through the classifier, per image attacked.
         mebibytes: peak memory above what was held before, or None.
         fixed: of the ablation with fixed randomness, per image whether the draw that the attack
             knew is misread (0 or 1); else empty.
+        search: precision that the attack computed in. What it found was scored in the images' own.
     """
 
     name: str
@@ -60,6 +71,12 @@ class Row:
     calls: float = 0.0
     mebibytes: float | None = None
     fixed: list[int] = field(default_factory=list)
+    search: str = "float32"
+
+    @property
+    def ran(self) -> list[int]:
+        """Counts of the images that the attack was run on."""
+        return [count for count in self.misread if count >= 0]
 
 
 @dataclass
@@ -74,6 +91,10 @@ class Report:
         alone: outcomes of the classifier without its defense, clean and attacked, or empty.
         rescored: of a random model, per image, of the fresh draws how many were misread under the
             attack chosen for it.
+        abstained: of a model that may abstain, per image of the scoring draws: how many abstain on
+            the clean image (``"clean"``), and the most that read an attacked one as a wrong class
+            (``"fooled"``); else empty.
+        could_win: what the attack unit tests told, see ``evaluation.could_win``; else empty.
         curves: ``"ε"``, ``"steps"`` and of a random model ``"draws"``: value -> outcomes.
         findings: raised warnings.
         images: each image's strongest attack, ``[N, C, H, W]``.
@@ -89,6 +110,8 @@ class Report:
     rescored: list[int] = field(default_factory=list)
     curves: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    abstained: dict[str, list[int]] = field(default_factory=dict)
+    could_win: dict[str, list[int]] = field(default_factory=dict)
     images: Tensor | None = None
     complete: bool = False
     made: dict[str, str] = field(default_factory=dict)
@@ -113,6 +136,11 @@ class Report:
         counts = torch.as_tensor(misread)
         return counts == 0 if self.draws == 1 else 1 - counts.double() / self.draws
 
+    def stood(self, names: set[str]) -> float:
+        """How many images stand after the rows of these names: a sum of rates."""
+        rows = [row.misread for row in self.rows if row.name in names]
+        return float((1 - torch.tensor(rows).amax(0).clamp(min=0).double() / self.draws).sum())
+
     def stands(self) -> dict[str, float]:
         """Per attack, in their order, how many images stand after it: a sum of rates."""
         counts = torch.tensor([row.misread for row in self.rows]).clamp(min=0).cummax(0).values
@@ -132,7 +160,7 @@ class Report:
         """
         if row is not None:
             (found,) = (r for r in self.rows if r.name == row)
-            require(-1 not in found.misread, f"row: {row!r} was not run on all images")
+            require(len(found.ran) == self.n, f"row: {row!r} was not run on all images")
             return self.outcomes(found.misread)
         return self.outcomes(self.rescored if self.draws > 1 and self.rescored else self.counts())
 
@@ -148,8 +176,16 @@ class Report:
 
     @property
     def always(self) -> Accuracy:
-        """Images that were read rightly in *every* scoring draw of their worst case."""
+        """Images that were read rightly in *every* scoring draw of their worst case.
+
+        What is left where an attacker may hand an image in again (DiffBreak, arXiv 2411.16598).
+        """
         return Accuracy.of(self.right() == 1)
+
+    @property
+    def voted(self) -> Accuracy:
+        """Images that were read rightly in more than half of these draws: a majority vote."""
+        return Accuracy.of(self.right() > 0.5)
 
     def minus(self, other: Report) -> Difference:
         """How many points this model is better than another on the same images, worst cases."""
@@ -161,25 +197,26 @@ class Report:
     def table(self, *, brief: bool = False) -> plots.Table:
         """Attacks, on how many images, how many are read rightly, and what stands after each.
 
-        ``brief`` leaves out what each was run on and what it cost.
+        ``brief`` leaves out what each was run on, what it cost, and the precision it searched in.
         """
         rows, stands = [], self.stands()
         for name, outcome in self.alone.items():
             kind = "input" if name == "clean" else "white box"
             right = Accuracy.of(torch.tensor(outcome) == 0)
-            rows.append([f"{name}, no defense", kind, self.n, right, "–", "–", "–", "–"])
+            rows.append([f"{name}, no defense", kind, self.n, right, *"–––––"])
         for row in self.rows:
-            ran = torch.tensor([count for count in row.misread if count >= 0])
-            right = Accuracy.of(self.outcomes(ran)) if len(ran) else "–"
+            ran = row.ran
+            right = Accuracy.of(self.outcomes(ran)) if ran else "–"
             cells = [row.name, row.kind, len(ran), right, Accuracy(stands[row.name], self.n)]
             memory = "–" if row.mebibytes is None else f"{row.mebibytes:.0f}"
-            rows.append([*cells, f"{row.calls:.0f}", f"{row.seconds:.0f}", memory])
+            search = "–" if row.kind == "input" else row.search
+            rows.append([*cells, f"{row.calls:.0f}", f"{row.seconds:.0f}", memory, search])
         if self.rescored:
             cells = ["chosen per image", "fresh draws", self.n, self.worst, self.worst]
-            rows.append([*cells, "–", "–", "–"])
+            rows.append([*cells, *"––––"])
         on = " (on the draws that choose)" if self.draws > 1 else ""  # so a little too low
         so_far = f"worst case so far{on}"
-        header = ["attack", "kind", "n", "read rightly", so_far, "calls", "s", "MiB"]
+        header = ["attack", "kind", "n", "read rightly", so_far, "calls", "s", "MiB", "search"]
         if brief:
             bare = len(self.alone)  # of these the accuracy stands in another column
             rows = [[*row[:2], row[3 if k < bare else 4]] for k, row in enumerate(rows)]
@@ -199,10 +236,20 @@ class Report:
             f"worst case over {len(self.rows)} inputs and attacks {self.worst}",
         ]
         if self.draws > 1:
-            lines.append(f"in every one of {self.draws} draws {self.always}")
+            lines.append(f"in every one of {self.draws} draws {self.always}, in most {self.voted}")
         if self.alone:
             bare = {k: Accuracy.of(torch.tensor(v) == 0) for k, v in self.alone.items()}
             lines.append("no defense: " + ", ".join(f"{k} {v}" for k, v in bare.items()))
+        if self.abstained:
+            silent, fooled = (
+                Accuracy.of(torch.tensor(self.abstained[k]) / self.draws) for k in _ABSTAINED
+            )
+            lines.append(f"abstains on {silent} of the clean images")
+            lines.append(f"misled to an answer, and a wrong one: {fooled}")
+        if self.could_win.get("found"):
+            n = len(self.could_win["found"])
+            won = Accuracy.of(torch.tensor(self.could_win["found"]) == 1)
+            lines.append(f"attack unit tests passed: {won}, n = {n}")
         for row in self.rows:
             if row.fixed:
                 known = Accuracy.of(torch.tensor(row.fixed) == 0)
@@ -227,6 +274,79 @@ class Report:
 
     def _repr_markdown_(self) -> str:
         return self.table()._repr_markdown_()
+
+    def part(self, places: Tensor) -> Report:
+        """What it says of some of the images, int64 ``[M]``, ascending."""
+
+        def some(values: list[int]) -> list[int]:
+            return [values[k] for k in places.tolist() if k < len(values)]
+
+        return replace(
+            self,
+            n=len(places),
+            rows=[replace(r, misread=some(r.misread), fixed=some(r.fixed)) for r in self.rows],
+            alone={name: some(counts) for name, counts in self.alone.items()},
+            rescored=some(self.rescored),
+            abstained={name: some(counts) for name, counts in self.abstained.items()},
+            curves={
+                name: {value: few for value, counts in points.items() if (few := some(counts))}
+                for name, points in self.curves.items()
+            },
+            images=None if self.images is None else self.images[places],
+        )
+
+    def join(self, parts: Sequence[tuple[Tensor, Report]]) -> Report:
+        """This report with what others say of some of its images each: places, and a report.
+
+        What two of them tell of an image is the same, as far as both go: who goes further is heard.
+        """
+        empty = {"rows": [], "alone": {}, "rescored": [], "abstained": {}, "curves": {}}
+        whole = replace(self, **empty, images=self.images.clone())
+        far = torch.full((self.n,), -1)
+        for places, part in parts:
+            known = [[count != NOT_YET for count in row.misread] for row in part.rows]
+            know = torch.tensor(known, dtype=torch.int64).view(-1, part.n).sum(0)
+            further = know > far[places]
+            far[places] = torch.where(further, know, far[places])
+            if part.images is not None:
+                whole.images[places[further]] = part.images[further].to(whole.images)
+            heard = [(k, at) for k, at in enumerate(places.tolist()) if further[k]]
+
+            def put(old: list[int], new: list[int], n: int, heard: list = heard) -> list[int]:
+                old = old or [NOT_YET] * (n if new else 0)
+                for k, at in heard:
+                    if k < len(new):
+                        old[at] = new[k]
+                return old
+
+            there = {row.name: row for row in whole.rows}
+            for row in part.rows:
+                if row.name not in there:
+                    there[row.name] = replace(row, misread=[NOT_YET] * self.n, fixed=[])
+                    whole.rows.append(there[row.name])
+                old = there[row.name]
+                a, b = len(old.ran), len(row.ran)
+                old.calls = (a * old.calls + b * row.calls) / max(a + b, 1)
+                old.seconds = max(old.seconds, row.seconds)
+                sizes = [size for size in (old.mebibytes, row.mebibytes) if size is not None]
+                old.mebibytes = max(sizes, default=None)
+                old.misread = put(old.misread, row.misread, self.n)
+                old.fixed = put(old.fixed, row.fixed, self.n)
+            for mine, theirs in ((whole.alone, part.alone), (whole.abstained, part.abstained)):
+                for name, counts in theirs.items():
+                    mine[name] = put(mine.get(name, []), counts, self.n)
+            whole.could_win = whole.could_win or part.could_win
+            whole.rescored = put(whole.rescored, part.rescored, self.n)
+            for name, points in part.curves.items():
+                known = whole.curves.setdefault(name, {})
+                for value, counts in points.items():
+                    known[value] = put(known.get(value, []), counts, self._few)
+        return whole
+
+    @property
+    def _few(self) -> int:
+        """How many images the curves are drawn for."""
+        return min(self.n, self.settings["options"]["curve"])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, without the images."""
@@ -305,6 +425,8 @@ class Report:
             *((RULES, "findings", told), (str, "findings", [each.seen for each in self.findings])),
             (("clean", "PGD"), "alone", self.alone),
             (("ε", "steps", "draws"), "curves", self.curves),
+            (_ABSTAINED, "abstained", self.abstained),
+            (_WON, "could_win", self.could_win),
             (bool, "complete", [self.complete]),
         ):
             for value in values:
@@ -318,21 +440,31 @@ class Report:
         require(draws == drawn, f"draws: expected {drawn}, got {draws}")
         require(len(set(names)) == len(names), "rows: one comes twice")
         require(names[:1] == ["clean"] or not (names or self.complete), "rows: 'clean' is missing")
-        fresh = n if draws > 1 and self.complete else 0
-        records.whole_numbers(self.rescored, "rescored", fresh, 0, draws)
+        part, low = s.get("part"), 0 if self.complete else NOT_YET
+        if part is not None:  # of the images of several processes
+            whole = check_count(part["of"], "part: of", minimum=n)
+            records.whole_numbers(part["places"], "part: places", n, 0, whole - 1)
+        fresh = n if draws > 1 and (self.complete or (part and self.rescored)) else 0
+        records.whole_numbers(self.rescored, "rescored", fresh, low, draws)
         for name, counts in self.alone.items():
-            records.whole_numbers(counts, f"alone, {name}", n, 0, 1)
+            records.whole_numbers(counts, f"alone, {name}", n, low, 1)
+        for name, counts in self.abstained.items():
+            records.whole_numbers(counts, f"abstained, {name}", n, low, draws)
+        for name, counts in self.could_win.items():
+            records.whole_numbers(counts, f"could_win, {name}", len(counts), 0, 1)
         for row in self.rows:
-            low = 0 if row.name in ON_ALL else -1
-            records.whole_numbers(row.misread, f"misread, {row.name}", n, low, draws)
+            check_type(row.search, str, "search")
+            least = min(low, 0 if row.name in ON_ALL else -1)
+            records.whole_numbers(row.misread, f"misread, {row.name}", n, least, draws)
             ran = n - row.misread.count(-1) if row.kind == "ablation" else 0
-            records.whole_numbers(row.fixed, f"fixed, {row.name}", ran, 0, 1)
+            records.whole_numbers(row.fixed, f"fixed, {row.name}", ran, low, 1)
         for curve, points in self.curves.items():
             require(points, f"{curve}: no point of it is there")
             for value, counts in points.items():
                 check_number(float(value), curve)
-                name, few = f"{curve} = {value}", min(n, budget.curve)
-                records.whole_numbers(counts, name, few, 0, draws)
+                few = n if part is None else sum(k < budget.curve for k in part["places"])
+                few = min(few, budget.curve)
+                records.whole_numbers(counts, f"{curve} = {value}", few, low, draws)
 
 
 def _images_file(name: str, folder: Path, record: Mapping[str, Any]) -> Path:

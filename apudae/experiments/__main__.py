@@ -9,11 +9,28 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..core.arguments import parsed, told
+import torch
+
+from ..core.arguments import option, parsed, told
+from ..core.processes import processes
 from .colours import CLASSIFIERS, SETS
 from .commands import COMMANDS, PROGRAM, UNREADABLE, begin, status
 from .compare import Study
 from .place import Place
+
+# Those that not every command reads.
+OPTIONS = (
+    "profile",
+    "only",
+    "data",
+    "authors",
+    "folder",
+    "classifier",
+    "minutes",
+    "device",
+    "bundle",
+    "unpack",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,11 +52,20 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(f"--{name}", type=Path, default=getattr(place, name), metavar="FOLDER", help=what)
     add("--profile", choices=("quick", "full"), default="full", help="of the comparison (full)")
-    add("--only", nargs="+", metavar="DEFENSE", help="defenses to compare (default: all)")
+    told = "defenses to compare, or pieces of gpu (default: all)"
+    add("--only", nargs="+", metavar="DEFENSE", help=told)
     add("--data", choices=SETS, default=SETS[0], help="of the runs on CIFAR-10 (the original)")
+    told = "of cifar10: a clone of the APuDAE authors' repository, whose networks are compared"
+    add("--authors", type=Path, metavar="FOLDER", help=told)
     add("--folder", type=Path, help="of photographs, one folder for each class")
     told = "of imagenet (the one that needs no download)"
     add("--classifier", choices=CLASSIFIERS, default=CLASSIFIERS[0], help=told)
+    minutes = option(float, exclusive=True)
+    add("--minutes", type=minutes, default=30.0, help="of gpu: it ends before (30)")
+    add("--device", help="of gpu: cpu for a rehearsal (default: the GPU)")
+    told = "of gpu: folder of all that it makes, in few files (default: bundle, where work waits)"
+    add("--bundle", type=Path, metavar="FOLDER", help=told)
+    add("--unpack", action="store_true", help="of gpu: take a bundle apart, and do nothing else")
     return found
 
 
@@ -51,9 +77,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    place = Place(args.root, args.weights, args.results, args.work)
+    with processes() as device:
+        _on(device, args)
+
+
+def _on(device: torch.device, args: argparse.Namespace) -> None:
+    place = Place(args.root, args.weights, args.results, args.work, device)
     command, default = COMMANDS.get(args.name), parser().get_default
-    for name in ("profile", "only", "data", "folder", "classifier"):
+    for name in OPTIONS:
         if getattr(args, name) != default(name) and not (command and name in command.reads):
             raise ValueError(f"--{name}: does nothing with {args.name}")
     if command:

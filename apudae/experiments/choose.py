@@ -19,6 +19,7 @@ from .. import attacks, data
 from ..core import scores
 from ..core.calling import ask
 from ..core.prints import data_print
+from ..core.processes import divided
 from ..core.record import Record, Row, counted, unpack
 from .place import Options, Place
 
@@ -130,7 +131,11 @@ def attacked(
     classifier: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float], steps: int
 ) -> list[Tensor]:
     """Images under PGD on the classifier alone, for each ε."""
-    return [attacks.pgd(classifier, x, y, eps=eps, steps=steps) if eps else x for eps in epsilons]
+
+    def hit(eps: float, part: Tensor) -> Tensor:
+        return attacks.pgd(classifier, x[part], y[part], eps=eps, steps=steps, index=part)
+
+    return [divided(partial(hit, eps), len(x)) if eps else x for eps in epsilons]
 
 
 def score(row: Row) -> int:

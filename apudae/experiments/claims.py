@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.scores import Accuracy, Difference, paired_difference
+from ..core.scores import Accuracy, Difference, paired_difference, same_images
 from ..plots import Table
 from .choose import best, outcomes
-from .compare import CLEAN, STRONG
+from .compare import STRONG
 from .digit_choices import PURIFIER_EPS, VARIANTS
+from .digits import PURIFIER_VERDICT, ROBUSTNESS
 from .place import Place
 from .results import results
 
@@ -73,7 +74,10 @@ class Claim:
 
 
 def each_claim(place: Place | None = None) -> Iterator[Claim]:
-    """The three claims on digits, on CIFAR-10 and on photographs; then one of this book's own."""
+    """The three claims on digits, on CIFAR-10 and on photographs; then one of this book's own.
+
+    Of what a record does not have yet nothing is said.
+    """
     place = place or Place()
     digits, eps = results("mnist", place=place), 0.2
     on = f"digits, {eps}"
@@ -84,15 +88,18 @@ def each_claim(place: Place | None = None) -> Iterator[Claim]:
     rows = [best(tested, name) for name in ("direct", record["chosen"]["variant"])]
     pair = [outcomes(row)[record["eps"].index(eps)] for row in rows]
     yield Claim(BETTER, PART, on, *pair, "06_adaptive_purification")
-    pair = [digits.right(name, STRONG, eps) for name in ("direct", "adaptive, chosen")]
+    judged = {(row.defense, row.eps): row for row in (*ROBUSTNESS, PURIFIER_VERDICT)}
+
+    def pair_of(*names: str, eps: float) -> list[Tensor]:
+        return same_images(*(judged[name, eps].outcomes(place) for name in names))
+
+    pair = pair_of("direct", "adaptive, chosen", eps=eps)
     yield Claim(STURDIER, ALL, on, *pair, "08_honest_evaluation")
     yield from _of_colours("cifar10", "CIFAR-10 (JPEG copy), 8/255", "10_cifar10", place)
     yield from _of_colours("imagenet", "photographs, 4/255", "11_imagenet", place, relative=True)
     eps = PURIFIER_EPS["linf"]
-    one = results("mnist_purifier", place=place).right("purifier", STRONG, eps)
-    other = digits.right("direct", STRONG, eps)
-    n = min(len(one), len(other))
-    yield Claim(TRAINED, ALL, f"digits, {eps}", other[:n], one[:n], "13_a_purifier_that_holds")
+    pair = pair_of("direct", "purifier", eps=eps)
+    yield Claim(TRAINED, ALL, f"digits, {eps}", *pair, "13_a_purifier_that_holds")
 
 
 def _of_colours(
@@ -108,16 +115,17 @@ def _of_colours(
         relative: on those images alone that the bare classifier reads rightly, clean.
     """
     found = results(name, place=place)
-    study, known = found.study, found.right("no defense", CLEAN)
+    study = found.study
     _, chosen = study.kept(study.choice.chosen(place))
     for text, pair, attack in (
         (CLEANS, ("no defense", "direct"), "PGD"),
         (BETTER, ("direct", chosen), "PGD"),
         (STURDIER, ("direct", chosen), STRONG),
     ):
-        right = found.shared(pair, attack, min(study.epsilons))
-        if relative:
-            right = [part[known[: len(part)]] for part in right]
+        eps = min(study.epsilons)
+        if not all(found.has(name, attack, eps) for name in pair):
+            continue
+        right = found.shared(pair, attack, eps, relative=relative)
         yield Claim(text, ALL if attack == STRONG else PART, images, *right, chapter)
 
 

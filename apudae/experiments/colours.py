@@ -105,7 +105,7 @@ def cifar10(name: str = SETS[0]) -> Study:
             "quick": Profile(20, 4, 4, eps, _TINY, "quick", dict.fromkeys(few, (20, 0))),
             "full": Profile(
                 weak=logged,
-                cw=20,
+                cw=100,
                 strong=100,
                 epsilons=eps,
                 budget=BUDGETS["quick"],

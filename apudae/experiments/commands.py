@@ -16,7 +16,7 @@ import torch
 
 from ..core.arguments import check_writable
 from ..core.record import maker, outdated
-from . import colours, digit_choices, digits, plans, recipes
+from . import authors, colours, digit_choices, digits, gpu, plans, recipes, white_box
 from .choose import Choice
 from .compare import Study
 from .place import Place
@@ -39,6 +39,7 @@ class Command:
         rows: tables whose records it fills.
         gpu: whether it is meant for a GPU.
         either: whether it works on either set of CIFAR-10.
+        more: options of the command line that it reads besides.
     """
 
     help: str
@@ -47,13 +48,14 @@ class Command:
     rows: tuple[Recorded, ...] = ()
     gpu: bool = False
     either: bool = False
+    more: tuple[str, ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Options of the command line that change what it does."""
         compares = ("profile", "only") if any(isinstance(r, Study) for r in self.rows) else ()
         photographs = ("folder", "classifier") if "imagenet-dae" in self.weights else ()
-        return (*compares, *photographs, *(["data"] if self.either else []))
+        return (*compares, *photographs, *(["data"] if self.either else []), *self.more)
 
 
 def after(networks: Mapping[str, recipes.Recipe], run: Run, **options: Any) -> Run:
@@ -78,7 +80,10 @@ def mnist_purifier(place: Place, asked: Namespace) -> None:
 
 
 def cifar10(place: Place, asked: Namespace) -> None:
-    """Networks, choice and comparison on either set."""
+    """Networks, choice and comparison on either set; or a comparison of the authors' networks."""
+    if asked.authors:
+        authors.run(asked.authors, asked.data, place, asked.profile, asked.only)
+        return
     study, plan = colours.cifar10(asked.data), colours.cifar10_plan(asked.data)
     plans.take_along(study.choice, plan, place)
     if asked.profile != "quick":
@@ -124,6 +129,16 @@ COMMANDS = {
         lambda place, asked: digit_choices.VARIANTS.run(place),
         rows=(digit_choices.VARIANTS,),
     ),
+    "mnist-white-box": Command(
+        "choose walks against an attacker who knows the defense (some hours)",
+        lambda place, asked: white_box.CHOICE.run(place),
+        rows=(white_box.CHOICE,),
+    ),
+    "mnist-known": Command(
+        "what was chosen so under the whole protocol, beside the other choice (many hours)",
+        lambda place, asked: [verdict.run(place) for verdict in digits.KNOWN],
+        rows=digits.KNOWN,
+    ),
     "mnist-ladder": Command(
         "attackers who know more and more of a defense (three quarters of an hour)",
         lambda place, asked: digits.LADDER.run(place),
@@ -148,12 +163,21 @@ COMMANDS = {
         ),
         rows=(digits.COMPARISON,),
     ),
+    "mnist-sampled": Command(
+        "the same on a random sample of the test digits, under one budget (many hours)",
+        after(
+            recipes.PUBLISHED,
+            lambda place, asked: digits.SAMPLED.run(place, asked.profile, asked.only),
+        ),
+        rows=(digits.SAMPLED,),
+    ),
     "cifar10": Command(
         "the same for CIFAR-10, trainings and choices included (some hours)",
         cifar10,
         (*recipes.CIFAR10, *recipes.CIFAR10_TRAINED, colours.DAE),
         (colours.cifar10_choice(), colours.cifar10()),
         either=True,
+        more=("authors",),
     ),
     "imagenet": Command(
         "the same for photographs, around a pretrained classifier (some hours)",
@@ -194,6 +218,12 @@ COMMANDS = {
         gpu=True,
         either=True,
     ),
+    "gpu": Command(
+        "all that needs a GPU, piece by piece, within --minutes, packed into a --bundle",
+        gpu.command,
+        either=True,
+        more=("profile", "only", "folder", "minutes", "device", "bundle", "unpack"),
+    ),
 }
 
 
@@ -229,6 +259,8 @@ def status(place: Place) -> list[tuple[str, str, str]]:
         for row in command.rows:
             for record, profile in _records(row).items():
                 add("record", record, partial(_state, place, row, record, profile, run, here))
+    with suppress(RuntimeError, ValueError):
+        found += [("gpu", *state) for state in gpu.states(place)]
     return found
 
 

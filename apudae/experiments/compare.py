@@ -25,6 +25,7 @@ from ..core.arguments import AttackWarning, require
 from ..core.calling import differentiable
 from ..core.files import model_fingerprint, sweep_weights
 from ..core.prints import data_print, identity, model_print
+from ..core.processes import divided
 from ..core.record import Record, Row, counted, outdated, pack, unpack
 from ..evaluation import Budget, evaluate
 from ..evaluation.cost import Meter
@@ -45,7 +46,7 @@ class Profile:
 
     Attributes:
         weak: images under the weak attacks.
-        cw: images under C&W, which is slow.
+        cw: images under C&W, which is slow; with 0 it is left out.
         strong: images under the protocol.
         epsilons: of the protocol, in this order.
         budget: of the protocol.
@@ -100,6 +101,8 @@ class Study:
         norm: of all attacks.
         batch: images at a time for which time and memory of the full gradient are measured; with 0
             they are not.
+        order: in which the images of the whole set are asked; by default as they come. A random
+            draw is keyed by the image's place in the set, whatever the order.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Study:
     chosen: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     norm: str = "linf"
     batch: int = 0
+    order: data.Order | None = None
 
     def record(self, profile: str = "full") -> str:
         """Name of a profile's record."""
@@ -144,7 +148,8 @@ class Study:
 
     def rows(self, profile: Profile, defense: str) -> list[tuple[str, float]]:
         """Attack and ε of all rows that a defense has under a profile."""
-        found = [(CLEAN, 0.0), *product(self.attacks, self.epsilons), (CW, 0.0)]
+        found = [(CLEAN, 0.0), *product(self.attacks, self.epsilons)]
+        found += [(CW, 0.0)] if profile.n(defense, CW) else []
         judged = defense in {verdict.defense for verdict in self.verdicts}
         if (profile.ours or not judged) and profile.n(defense, STRONG):
             found += product([STRONG], profile.epsilons)
@@ -197,7 +202,13 @@ class Comparison:
         self.models = {k: m for k, m in study.build(place).items() if not only or k in only}
         self.sha256 = {k: model_fingerprint(model)[:16] for k, model in self.models.items()}
         self.identity = cache(lambda name: identity(self.models[name], self.x))
-        self.x, self.y = place.here(study.images(place, sizes.data).take(sizes.weak))
+        whole, order = study.images(place, sizes.data), {}
+        n, self.places = len(whole.labels), torch.arange(len(whole.labels))
+        if study.order and sizes.data == "full":  # the bundled ones are a random sample as they are
+            require(study.order.of == n, f"order: expected one of {n} images, got {study.order}")
+            order, self.places = {"order": asdict(study.order)}, study.order.places()
+        self.places = self.places[: sizes.weak]
+        self.x, self.y = place.here(whole.at(self.places))
         self.profile = sizes.within(len(self.x))
         self.weak: dict[str, Callable[..., Tensor]] = {  # in the order of their rows
             CLEAN: lambda model, x, y: x,
@@ -210,9 +221,10 @@ class Comparison:
             "profile": asdict(self.profile),
             "weak": study.about_attacks | {CW: study.cw, "seed": 0},
             "attacks_sha256": model_print(dict(study.attacks)),
-            "data": study.about_data | data_print(self.x, self.y),
-            "outcomes": "in the order of the split: record.unpack(text, n); of the protocol on a "
-            "random model how many of the fresh draws were misread, per image",
+            "data": study.about_data | order | data_print(self.x, self.y),
+            "outcomes": f"in the order of {'data.Order' if order else 'the split'}: "
+            "record.unpack(text, n); of the protocol on a random model how many of the fresh draws "
+            "were misread, per image",
         }
         self.record = Record(
             study.record(profile), about, place.results, keys=KEYS, device=place.device
@@ -268,7 +280,7 @@ class Comparison:
         for start in range(done, n, PIECE):
             stop = min(start + PIECE, n)
             found, x, y = attacked(classifier, start, stop), self.x[start:stop], self.y[start:stop]
-            now = scores.outcomes(model, found, y, index=torch.arange(start, stop))
+            now = scores.outcomes(model, found, y, index=self.places[start:stop])
             right = torch.cat([right, now.cpu()])
             moved = torch.cat([moved, (found - x).flatten(1).norm(dim=1).cpu()])
             so_far.save(done=stop, right=pack(right), moved=moved.tolist())
@@ -279,9 +291,14 @@ class Comparison:
         self, attack: str, eps: float, classifier: nn.Module, start: int, stop: int
     ) -> Tensor:
         """Some images under a weak attack on the classifier behind a defense."""
-        weak, index = self.weak[attack], torch.arange(start, stop)
-        options = attacks.taken(weak, {"eps": eps, "index": index})
-        return weak(classifier, self.x[start:stop], self.y[start:stop], **options)
+        weak = self.weak[attack]
+
+        def hit(part: Tensor) -> Tensor:
+            some = start + part
+            options = attacks.taken(weak, {"eps": eps, "index": self.places[some]})
+            return weak(classifier, self.x[some], self.y[some], **options)
+
+        return divided(hit, stop - start)
 
     def _evaluate(self, name: str, attack: str, eps: float) -> Row:
         """The protocol."""
@@ -295,6 +312,7 @@ class Comparison:
             norm=self.study.norm,
             curves=False,
             title=name,
+            index=self.places[:n],
             record=self.place.work / self._file(name, attack, eps),
         )
         right = report.right()

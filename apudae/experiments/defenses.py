@@ -97,11 +97,36 @@ def adaptive(variant: str = "") -> Defense:
     return Defense(make, ("mnist-cnn", "mnist-dae"))
 
 
+def white_box(kind: str) -> Defense:
+    """Digits behind the walk that was chosen against an attacker who knows it.
+
+    Args:
+        kind: what the classifier sees: a key of what the record ``mnist_white_box`` has chosen.
+    """
+
+    def make(place: Place, **changes: Any) -> nn.Module:
+        record = place.record("mnist_white_box") or Place().record("mnist_white_box")
+        level = purification.Calibration(*record["levels"]["shipped"])
+        options = record["chosen"][kind] | changes
+        purifier = purification.Adaptive(place.model("mnist-dae"), calibration=level, **options)
+        return purification.Defended(place.model("mnist-cnn"), purifier)
+
+    return Defense(make, ("mnist-cnn", "mnist-dae"))
+
+
 # Those of the book's own purification have verdicts of their own.
 OURS = {
     "direct": before(purification.Direct, "mnist-dae"),
     "adaptive, chosen": adaptive(),
     "adaptive, default": adaptive("probabilistic"),  # the authors' default, at their settings
+}
+# Each given its best chance: walks that were chosen against attackers who do not know them, and
+# against those who do, before the classifier as they are and through R.
+KNOWN = {
+    "direct": OURS["direct"],
+    "grey-box choice": OURS["adaptive, chosen"],
+    "white-box choice": white_box("x̂"),
+    "white-box choice, then R": white_box("R(x̂)"),
 }
 # Settings chosen on validation digits: record mnist_tuning.
 PUBLISHED = {

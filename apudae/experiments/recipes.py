@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .. import attacks, data, models, training
 from ..core import record, scores
 from ..core.files import locked, sha256_of, sweep
 from ..core.prints import data_print
+from ..core.processes import barrier, rank, together
 from .place import Options, Place
 
 # The classifier that is defended -> what a network learns.
@@ -148,8 +150,10 @@ def train(
         found = scores.accuracy(rounded, *test(place))
         about["measured"] = {"split": "test", "n": found.n, "correct": found.correct}
         print(name, found, flush=True)
-    models.save(name, net, about=about, folder=folder, **how)
-    _clear(name, folder, place)
+    if rank() == 0:
+        models.save(name, net, about=about, folder=folder, **how)
+        _clear(name, folder, place)
+    barrier()
     return models.load(name, folder, device=place.device)
 
 
@@ -183,7 +187,7 @@ def train_missing(
     split = None
     for name, recipe in recipes.items():
         with alone(name, place.weights, place):
-            if not place.has(name):
+            if not together(partial(place.has, name), first=True):
                 split = split or images()
                 train(name, recipe, split, place, **options)
 
@@ -191,7 +195,7 @@ def train_missing(
 def tried(name: str, recipe: Recipe, images: Callable[[], data.Split], place: Place) -> nn.Module:
     """A network that is only tried: its weights stay where unfinished work waits."""
     with alone(name, place.tried, place):
-        if name in models.names(place.tried):
+        if together(lambda: name in models.names(place.tried), first=True):
             return models.load(name, place.tried, device=place.device)
         return train(name, recipe, images(), place, folder=place.tried)
 
@@ -199,6 +203,9 @@ def tried(name: str, recipe: Recipe, images: Callable[[], data.Split], place: Pl
 @contextmanager
 def alone(name: str, folder: Path, place: Place) -> Iterator[None]:
     """Wait until nobody else trains these weights; what is left of a finished training goes."""
+    if rank():  # the first of several processes waits, and clears, for all
+        yield
+        return
     sweep(folder)
     if name in models.names(folder):
         _clear(name, folder, place)
@@ -210,9 +217,16 @@ def alone(name: str, folder: Path, place: Place) -> Iterator[None]:
 
 def keep(tried_name: str, name: str, place: Place) -> None:
     """Put a network that was tried among the weights, under its own name."""
-    about, net = models.about(tried_name, place.tried), models.load(tried_name, place.tried)
+    copy(tried_name, place.tried, place.weights, name)
+
+
+def copy(name: str, folder: Path, other: Path, new_name: str = "") -> None:
+    """Put a network into another folder of weights, with all that is known of it."""
+    about, net = models.about(name, folder), models.load(name, folder)
     how = {k: about[k] for k in ("architecture", "options")}
-    models.save(name, net, about=about, folder=place.weights, **how)
+    if rank() == 0:
+        models.save(new_name or name, net, about=about, folder=other, **how)
+    barrier()
 
 
 # Digits. The purifier's recipe depends on what is chosen: see `digit_choices`.

@@ -1,7 +1,8 @@
 """What the comparison of defenses has found, read from its records: tables, pairs, checks.
 
-The record of :mod:`.compare` holds everything but the verdicts that stand in records of their own;
-here they are put together::
+The record of :mod:`.compare` holds everything; only where a study leaves the protocol of a defense
+to a verdict, in a record of its own, that takes the row's place. Each outcome knows of which image
+it is, so pairs are taken on the images that both sides have::
 
     found = results("mnist")
     found.table(0.2)
@@ -20,7 +21,8 @@ from torch import Tensor
 from ..core.arguments import check_choice, require
 from ..core.files import require_whole
 from ..core.record import Row, load, unpack
-from ..core.scores import Accuracy, Difference, paired_difference
+from ..core.scores import Accuracy, Difference, Outcomes, paired_difference, same_images
+from ..data import Order
 from ..evaluation import BUDGETS, Report
 from ..plots import SortableTable
 from . import colours, digits
@@ -62,6 +64,7 @@ def studies(place: Place) -> dict[str, Study]:
         colours.imagenet(),
         digits.PURIFIER,
         digits.PURIFIER_L2,
+        digits.SAMPLED,
     )
     return {study.name: study for study in rows}
 
@@ -118,10 +121,13 @@ class Results:
         self.gradient: dict[str, dict[str, float]] = record.get("gradient", {})
         self.epsilons = tuple(sorted(record["profile"].get("epsilons", study.epsilons)))
         self.budget = _budget(record["profile"]["budget"])
+        self._order: Row | None = record.get("data", {}).get("order")
+        sizes = self.study.profiles[profile]
         self.reports: dict[tuple[str, float], Report] = {
             (verdict.defense, verdict.eps): report
             for verdict in study.verdicts
-            if (verdict.defense, STRONG, verdict.eps) not in self._row
+            if (STRONG, verdict.eps) not in self.study.rows(sizes, verdict.defense)
+            and (verdict.defense, STRONG, verdict.eps) not in self._row
             and (report := verdict.load(place))
         }
 
@@ -136,7 +142,7 @@ class Results:
         return judged or (name, attack, eps) in self._row
 
     def right(self, name: str, attack: str, eps: float = 0.0) -> Tensor:
-        """Outcomes per test image, from the first on: bool ``[n]``.
+        """Outcomes per test image, from the first that was asked on: bool ``[n]``.
 
         Of a random model under the protocol float64 rates on fresh draws.
 
@@ -150,6 +156,14 @@ class Results:
         if "misread" in row:
             return 1 - torch.tensor(row["misread"], dtype=torch.float64) / row["draws"]
         return unpack(row["outcomes"], row["n"])
+
+    def outcomes(self, name: str, attack: str, eps: float = 0.0) -> Outcomes:
+        """The same, with the places of the images in the test set."""
+        right = self.right(name, attack, eps)
+        n, places = len(right), torch.arange(len(right))
+        if self._order and not (attack == STRONG and (name, eps) in self.reports):
+            places = Order(**self._order).places(n)
+        return Outcomes(right, places)
 
     def accuracy(self, name: str, attack: str, eps: float = 0.0) -> Accuracy:
         """Share of images read rightly."""
@@ -174,10 +188,11 @@ class Results:
             eps: of the attack.
             relative: only those images that :meth:`relative` counts.
         """
-        found = [self.right(name, attack, eps) for name in names]
-        known = self.right("no defense", CLEAN)
-        n = min(map(len, [*found, *([known] if relative else [])]))
-        return [part[:n][known[:n]] if relative else part[:n] for part in found]
+        found = [self.outcomes(name, attack, eps) for name in names]
+        if not relative:
+            return same_images(*found)
+        *found, known = same_images(*found, self.outcomes("no defense", CLEAN))
+        return [part[known] for part in found]
 
     def minus(
         self, one: str, other: str, attack: str, eps: float = 0.0, *, relative: bool = False
@@ -279,7 +294,7 @@ class Results:
 
 
 def _budget(options: Row) -> str:
-    """Its name, from its settings."""
-    known = BUDGETS | {"light": digits.LIGHT}
+    """Its name, from its settings; whatever precision it was searched in."""
+    known, search = BUDGETS | {"light": digits.LIGHT}, {"search": "auto"}
     plain = {name: json.loads(json.dumps(vars(budget))) for name, budget in known.items()}
-    return next((name for name, budget in plain.items() if budget == options), "own")
+    return next((name for name, budget in plain.items() if budget == options | search), "own")

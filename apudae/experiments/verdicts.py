@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from glob import escape
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor, nn
 
 from .. import attacks, data
 from ..core import scores
-from ..core.arguments import AttackWarning
+from ..core.arguments import AttackWarning, require
 from ..core.files import model_fingerprint
 from ..core.prints import data_print
+from ..core.processes import divided, rank, world
 from ..core.record import Record, Row, counted, unpack
 from ..evaluation import Budget, Certificates, Report, Smoothed, certify, evaluate, votes
+from ..evaluation.protocol import part_name
 from ..purification import Adaptive, Defended, Direct, smooth
 from .defenses import Defense
 from .place import Place
@@ -37,13 +41,14 @@ class Verdict:
         record: its name.
         defense: name of the defense in its study.
         row: the defense.
-        images: loads test images and labels from a place; the first ones are taken.
-        n: how many.
+        images: loads test images and labels from a place.
+        n: how many of them are asked: the first.
         eps: radius of the ball.
         budget: of the attacks.
         title: of the report.
         attacks: more attacks, see :func:`apudae.evaluation.evaluate`.
         curves: whether to draw them.
+        order: in which the images are asked; without, as they come.
     """
 
     record: str
@@ -56,6 +61,12 @@ class Verdict:
     title: str
     attacks: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     curves: bool = True
+    order: data.Order | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """Of the images that are asked, in their set: int64 ``[n]``."""
+        return torch.arange(self.n) if self.order is None else self.order.places(self.n)
 
     def missing(self, place: Place) -> list[str]:
         """Whether the record is not complete."""
@@ -63,12 +74,13 @@ class Verdict:
 
     def run(self, place: Place) -> Report:
         """Ask for it; goes on where it was stopped."""
-        x, y = self.images(place).take(self.n)
+        images = self.images(place)
+        places = self.places[: len(images.labels)]
         return evaluate(
             self.row.build(place),
-            x,
-            y,
+            *images.at(places),
             eps=self.eps,
+            index=places,
             budget=self.budget,
             attacks=self.attacks,
             curves=self.curves,
@@ -79,6 +91,16 @@ class Verdict:
     def load(self, place: Place) -> Report | None:
         """The report, if it is complete."""
         return None if self.missing(place) else Report.load(self.record, place.results)
+
+    def outcomes(self, place: Place) -> scores.Outcomes:
+        """What stands in the worst case, and of which test images.
+
+        Raises:
+            ValueError: the record is not complete.
+        """
+        report = self.load(place)
+        require(report, f"{self.record}: expected a complete record in {place.results}")
+        return scores.Outcomes(report.right(), self.places[: report.n])
 
 
 @dataclass(frozen=True)
@@ -297,28 +319,42 @@ class Certified:
             if not radius:
                 row = partial(_certify, model, x, sigma=sigma, record=path, **options)
             record.measure((kind, sigma, radius), row)
-            if not radius:  # its votes are stored in the row
-                path.unlink(missing_ok=True)
+            if not radius and rank() == 0:  # its votes are stored in the row
+                for left in path.parent.glob(f"{escape(path.stem)}*.json"):
+                    left.unlink(missing_ok=True)
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, sigma: float, radius: float) -> Row:
         """PGD on the stand-in; then a vote of fresh draws, which the attack has not seen."""
         view = attacks.EOT(Smoothed(model, sigma, draws=self.per_gradient), 1)
         options = {"norm": "l2", "steps": self.steps, "early_stop": False, "batch_size": 50}
-        hit = attacks.pgd(view, x, y, eps=radius * sigma, **options)
-        with torch.no_grad():
-            read = [
-                votes(model, image, k, sigma, (self.judges,), seed=1)[0].argmax()
-                for k, image in enumerate(hit)
-            ]
-        return counted(torch.stack(read) == y.cpu())
+
+        def read(part: Tensor) -> Tensor:
+            hit = attacks.pgd(view, x[part], y[part], eps=radius * sigma, index=part, **options)
+            with torch.no_grad():
+                found = [
+                    votes(model, image, k, sigma, (self.judges,), seed=1)[0].argmax().item()
+                    for image, k in zip(hit, part.tolist(), strict=True)
+                ]
+            return torch.tensor(found, dtype=torch.int64)
+
+        return counted(divided(read, len(x)) == y.cpu())
 
 
 def _certify(model: nn.Module, x: Tensor, *, record: Any, **options: Any) -> Row:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # without a denoiser: that is the question
-        found = certify(model, x, record=record, **options)
-    return {"predictions": found.predictions.tolist(), "votes": found.votes.tolist()}
+        found = divided(partial(_certified, model, x, record, options), len(x))
+    return {"predictions": found[:, 0].tolist(), "votes": found[:, 1].tolist()}
+
+
+def _certified(model: nn.Module, x: Tensor, record: Path, options: Row, part: Tensor) -> Tensor:
+    """Predictions and votes of some of the images; what is done is kept for each process."""
+    if world() > 1:
+        record = record.with_name(f"{part_name(record.with_suffix(''))}.json")
+    found = certify(model, x[part], index=part, record=record, **options)
+    return torch.stack([found.predictions, found.votes], 1)
 
 
 def _left(model: nn.Module, attack: Callable[..., Tensor], x: Tensor, y: Tensor, eps: float) -> Row:
-    return counted(scores.outcomes(model, attack(x, y, eps=eps), y))
+    hit = divided(lambda part: attack(x[part], y[part], eps=eps, index=part), len(x))
+    return counted(scores.outcomes(model, hit, y))

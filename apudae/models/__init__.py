@@ -6,7 +6,8 @@
 - :func:`build`: an untrained network by a name in :data:`MODELS`, its weights fixed by a seed
 - classifiers: :class:`MnistCNN`, :class:`MnistMLP`, :class:`CifarResNet`; :class:`Normalize` is
   their first layer
-- denoising autoencoders: :class:`ConvDAE`, :class:`REDNet`
+- denoising autoencoders: :class:`ConvDAE`, :class:`REDNet`; :class:`Cut` is the first layer of one
+  that is made for proofs
 - networks of other defenses: :class:`MagNet`, :class:`VAE`, :class:`Generator` and
   :class:`Critic`, :class:`SharedAutoencoder`, :class:`UNet`
 """
@@ -16,6 +17,7 @@ from .networks import (
     MODELS,
     CifarResNet,
     ConvDAE,
+    Cut,
     MnistCNN,
     MnistMLP,
     Normalize,

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.arguments import checked, require
+from ..core.arguments import check_count, check_number, checked, require
 from .others import (
     VAE,
     Critic,
@@ -47,6 +48,21 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class Cut(nn.Module):
+    """``((x − a) / (1 − 2a))`` clamped to [0, 1]: what lies within ``a`` of 0 or 1 becomes it."""
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        check_number(a, "a", below=0.5)
+        self.a = a
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.a) / (1 - 2 * self.a)).clamp(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.a:g}"
 
 
 @checked
@@ -94,13 +110,18 @@ class ConvDAE(nn.Module):
         width: features of the outer convolutions; the inner ones have twice as many.
         tones: if above 0, so many functions of a single pixel's value come before anything else.
             Networks that hold against L∞ learn thresholds there (Madry et al. 2018, appendix C).
+        cut: if above 0, made for proofs: pixels of up to so many hundredths become 0, those that
+            far below 1 become 1 (:class:`Cut`), and the numbers of the bottleneck are clamped to
+            [0, 1]. What is clamped does not move, so that bounds end there.
     """
 
-    def __init__(self, latent: int = 64, width: int = 32, tones: int = 0) -> None:
+    def __init__(self, latent: int = 64, width: int = 32, tones: int = 0, cut: int = 0) -> None:
         super().__init__()
+        check_count(cut, "cut", minimum=0, maximum=49)
         first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
+        first, last = ([Cut(cut / 100), *first], [nn.Hardtanh(0, 1)]) if cut else (first, [])
         self.encoder = nn.Sequential(
-            *first, *squeeze(tones or 1, width, 3), nn.Linear(2 * width * 49, latent)
+            *first, *squeeze(tones or 1, width, 3), nn.Linear(2 * width * 49, latent), *last
         )
         self.decoder = decoder(latent, width)
 
@@ -163,22 +184,28 @@ class CifarResNet(Layers):
 class REDNet(nn.Module):
     """A residual encoder-decoder, images to images of the same shape (Mao et al. 2016).
 
-    As in the code of the APuDAE paper: ``depth / 2`` convolutions and as many transposed
-    convolutions, all 3 × 3. The first halves the image and the last doubles it again. Every second
-    convolution's output is added to that of its mirror image among the transposed ones, and the
-    input itself to the output; a ReLU follows each layer and each sum. So the output is not
-    negative, but may exceed 1. There is no bottleneck but the halving.
+    ``depth / 2`` convolutions and as many transposed convolutions, all 3 × 3. The first halves the
+    image and the last doubles it again. Every second convolution's output is added to that of its
+    mirror image among the transposed ones, and the input itself to the output; a ReLU follows each
+    layer and each sum. So the output is not negative, but may exceed 1. There is no bottleneck but
+    the halving.
+
+    The code of the APuDAE paper has 30 layers of 64 features, and batch norm after each layer's
+    ReLU: ``norm=True``. (Here the last layer, to which the input is added, has none.)
 
     Args:
         depth: layers, even, at least 4; 30 in the paper's code.
         width: features of each layer; 64 in the paper's code.
         channels: of the images, 1 or 3.
+        norm: whether batch norm follows the ReLU of each layer but the last.
 
     Raises:
         ValueError: an odd depth; images of another number of channels or of odd size.
     """
 
-    def __init__(self, depth: int = 30, width: int = 64, channels: int = 3) -> None:
+    def __init__(
+        self, depth: int = 30, width: int = 64, channels: int = 3, norm: bool = False
+    ) -> None:
         super().__init__()
         if depth < 4 or depth % 2:
             raise ValueError(f"depth: expected an even number of at least 4 layers, got {depth}")
@@ -194,21 +221,29 @@ class REDNet(nn.Module):
                 nn.ConvTranspose2d(width, channels, 3, stride=2, padding=1, output_padding=1),
             ]
         )
+        if norm:
+            self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.channels:
             raise ValueError(f"x: expected {self.channels} channels, got {x.shape[1]}")
         if x.shape[2] % 2 or x.shape[3] % 2:
             raise ValueError(f"x: REDNet needs an even height and width, got {list(x.shape[2:])}")
+        if torch.is_autocast_enabled(x.device.type):  # in which convolutions want it so
+            x = x.contiguous(memory_format=torch.channels_last)
+        # Asked for so, since an attribute None would be a part of the prints of shipped networks.
+        norms = getattr(self, "norms", None)
+        norm = iter(norms or repeat(nn.Identity()))
         kept, z = {}, x
         for k, layer in enumerate(self.down, 1):
-            z = F.relu(layer(z))
+            z = next(norm)(F.relu(layer(z)))
             if k % 2 == 0:
                 kept[k] = z
-        for mirror, layer in zip(range(len(self.down) - 1, 0, -1), self.up[:-1], strict=True):
-            z = F.relu(layer(z))
-            if mirror in kept:
-                z = z + kept[mirror]  # both are not negative: a ReLU would change nothing
+        half = len(self.down)
+        for mirror, layer in zip(range(half - 1, 0, -1), self.up[:-1], strict=True):
+            z = next(norm)(F.relu(layer(z)))
+            if mirror in kept:  # without norms neither is negative: a ReLU would change nothing
+                z = F.relu(z + kept[mirror]) if norms else z + kept[mirror]
         return F.relu(self.up[-1](z) + x)
 
 

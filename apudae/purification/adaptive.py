@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_choice, check_count, check_number, checked, require
-from ..core.calling import in_training
+from ..core.calling import in_training, remembering
 from ..core.norms import per_image
-from .purifier import Purifier, Watch
+from .purifier import Purifier, Watch, keepable
 from .reconstruction import Calibration, check_calibration
-from .steps import OBJECTIVES, STEPPERS, ExactStep, State, Stepper
+from .steps import OBJECTIVES, STEPPERS, ExactStep, State, Stepper, twice
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ PRESETS: dict[str, Variant] = {
         "called without options there: steps, size and ε are this package's",
     ),
 }
+_OWN_DRAW = 2**16 - 1  # one that no caller may ask for
 _NOISE_CAP = 4.0  # the authors let the noise grow up to here
 
 
@@ -122,8 +123,8 @@ class Adaptive(Purifier):
 
     The result can be differentiated with respect to ``x`` and the DAE's weights, through every step
     (second order in the DAE), once. Each step is worked out again on the way back, so memory grows
-    by one image, and what the stepper remembers of it, per step. The DAE must be in evaluation
-    mode.
+    by one image, and what the stepper remembers of it, per step. (Attacks trade some memory for
+    time: their steps keep what fits into a gibibyte.) The DAE must be in evaluation mode.
 
     Exact does not mean useful: this gradient can be *masked*, and an attacker should also try
     ``replace(...)`` with smooth stand-ins, as :func:`apudae.purification.smooth` makes them.
@@ -151,6 +152,10 @@ class Adaptive(Purifier):
         stop: leave an image as it is once its error is at most μ + ``stop`` · σ. It then costs
             nothing more.
         reconstruct: hand the classifier R(z), not z.
+        expected: σ and a number of copies: ``d`` is the mean of ‖z − R(z + σn)‖² over so many
+            standard normal ``n``, as the DAE was trained to lower it (PurSAMERE, arXiv 2602.06269,
+            minimises this expectation; without its sharpness-aware steps). They are drawn once,
+            from the seed, and the same for all images and steps, so that nothing is random.
         seed: of the noise.
         precision: ``"float32"`` (that is, the images' own) or ``"auto"``: bfloat16 inside the DAE
             where the hardware has it.
@@ -174,6 +179,7 @@ class Adaptive(Purifier):
         eps: float | None = None,
         stop: float | None = None,
         reconstruct: bool = False,
+        expected: tuple[float, int] | None = None,
         seed: int = 0,
         precision: str = "float32",
     ) -> None:
@@ -188,6 +194,10 @@ class Adaptive(Purifier):
             check_number(eps, "eps")
         if stop is not None:
             check_number(stop, "stop", minimum=-float("inf"))
+        if expected is not None:
+            require(len(expected) == 2, f"expected: expected σ and a number, got {expected!r:.60}")
+            check_number(expected[0], "expected", exclusive=True)
+            check_count(expected[1], "expected", maximum=2**16 - 1)
         needs = {
             f"objective {objective!r}": objective != "error",
             "noise": noise > 0,
@@ -209,6 +219,8 @@ class Adaptive(Purifier):
             calibration = check_calibration(Calibration(*given))
         given = locals()
         self.options = {name: given[name] for name in Adaptive.__init__.__kwdefaults__}
+        if expected is None:  # new: older records tell a purifier by what it keeps
+            del self.options["expected"]
         self.steps, self.step_size, self.noise, self.eps = steps, step_size, noise, eps
         self.stepper = stepper if isinstance(stepper, Stepper) else STEPPERS[stepper]
         self.mu, self.sigma = (calibration or (0.0, 1.0))[:2]
@@ -251,6 +263,17 @@ class Adaptive(Purifier):
         with torch.inference_mode(False):
             return self._look(x.detach().clone(), graph=False)[1]
 
+    def error(self, x: Tensor) -> Tensor:
+        """Reconstruction errors ``[N]``, those under noise where ``expected`` is given."""
+        if "expected" not in self.options:
+            return super().error(x)
+        sigma, copies = self.options["expected"]
+        noise = [self._normal(x, None, _OWN_DRAW, k) for k in range(copies)]
+        clean = x.repeat(copies, *[1] * (x.dim() - 1))
+        noisy = clean + sigma * torch.cat(noise).repeat_interleave(len(x), 0)
+        away = (clean - self.reconstruct(noisy)).square().flatten(1).sum(1)
+        return away.unflatten(0, (copies, len(x))).mean(0)
+
     def seen_by_classifier(self, z: Tensor) -> Tensor:
         return self.reconstruct(z).clamp(0, 1) if self.returns_reconstruction else z
 
@@ -266,14 +289,21 @@ class Adaptive(Purifier):
         graph = torch.is_grad_enabled() and (x.requires_grad or len(parameters) > 0)
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             x = x if graph else x.detach().clone()  # a clone may leave inference mode
-            z, state, look = x, self.stepper.start(x), partial(self._look, graph=True)
+            z, state = x, self.stepper.start(x)
+            look = remembering(partial(self._look, graph=True))
+            kept = keepable(self, x, self._first_step) if graph else 0
             place = torch.arange(len(x), device=x.device)  # of the images still on their way
             done: list[tuple[Tensor, Tensor]] = []
             t = 1
             for t in range(1, self.steps + 1):
                 if watch and t > 1:
                     watch(_gather([*done, (place, z)]))
-                d, gradient = self._look(z.detach(), graph=False)
+                keep = t <= kept
+                if keep:
+                    z = z if z.requires_grad else z.detach().requires_grad_(True)
+                    d, gradient = twice(partial(look, z), self.dae)
+                else:
+                    d, gradient = self._look(z.detach(), graph=False)
                 # An error of NaN goes on, and shows.
                 if self.enough is not None and (stop := d <= self.enough).any():
                     done.append((place[stop], z[stop]))
@@ -283,6 +313,9 @@ class Adaptive(Purifier):
                     if not len(z):
                         break
                 move = partial(self._move, t, index, draw)
+                if keep:
+                    z, state = move(z, x, d, gradient, tuple(state))
+                    continue
                 z, *state = ExactStep.apply(
                     self.dae, look, move, d, gradient, parameters, z, x, *state, *parameters
                 )
@@ -290,6 +323,10 @@ class Adaptive(Purifier):
             for _ in range(t, self.steps + 1) if watch else ():
                 watch(end)
             return end if watch else self.seen_by_classifier(end)
+
+    def _first_step(self, z: Tensor) -> Tensor:
+        d, gradient = twice(partial(self._look, z, graph=True), self.dae)
+        return self._move(1, None, 0, z, z, d, gradient, self.stepper.start(z))[0]
 
     def _look(self, z: Tensor, *, graph: bool) -> tuple[Tensor, Tensor]:
         """Errors ``[N]`` and the objective's gradient: one pass forward, one back to the image."""

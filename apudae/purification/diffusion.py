@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_number, checked
-from .purifier import Purifier, Watch, recomputed
+from ..core.calling import half
+from .purifier import Purifier, Watch, keepable, recomputed
 
 LEVELS = 1000  # of noise; β grows linearly from 1e-4 to 0.02 (Ho et al. 2020, §4)
 
@@ -47,7 +48,8 @@ class OneStep(nn.Module):
 @checked
 def guess(net: nn.Module, z: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """The clean image and the noise that a noisy image at level ``t`` is made of, as guessed."""
-    noise = net(z, torch.full((len(z),), t, device=z.device))
+    with half(z):
+        noise = net(z, torch.full((len(z),), t, device=z.device)).to(z.dtype)
     kept = signal(torch.tensor(t)).item()
     return (z - math.sqrt(1 - kept) * noise) / math.sqrt(kept), noise
 
@@ -88,9 +90,11 @@ class DiffPure(Purifier):
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
         kept = signal(torch.tensor(self.levels[0])).item()
         z = math.sqrt(kept) * (2 * x - 1) + math.sqrt(1 - kept) * self._normal(x, index, draw, 0)
+        graph, first = torch.is_grad_enabled(), self.levels[:2]
+        kept = keepable(self, x, lambda one: self._step(one, one.detach(), *first)) if graph else 0
         for k, (t, s) in enumerate(zip(self.levels, self.levels[1:], strict=False), 1):
             fresh = self._normal(x, index, draw, k) if s else None
-            z = recomputed(self._step, z, fresh, t, s, graph=torch.is_grad_enabled())
+            z = recomputed(self._step, z, fresh, t, s, graph=graph and k > kept)
             if watch:
                 watch(((z + 1) / 2).clamp(0, 1))
         return (z + 1) / 2

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_number, checked
+from ..core.calling import half
 from ..core.norms import normals, uniforms
-from .purifier import Purifier, Watch, recomputed
+from .purifier import Purifier, Watch, keepable, recomputed
 
 
 @checked
@@ -73,8 +74,11 @@ class DefenseGAN(Purifier):
         with torch.inference_mode(False):
             if not graph:
                 code, wanted, speed = code.clone(), wanted.detach().clone(), speed.clone()
-            for _ in range(self.steps):
-                code, speed = recomputed(self._step, code, speed, wanted, graph, graph=graph)
+            some, still = code[: self.starts].detach(), speed[: self.starts].detach()
+            kept = keepable(self, x, lambda z: self._step(some, still, z, True)[0]) if graph else 0
+            for t in range(self.steps):
+                again = graph and t >= kept
+                code, speed = recomputed(self._step, code, speed, wanted, graph, graph=again)
                 if watch:
                     watch(self._best(code, wanted).detach())
             return self._best(code, wanted)
@@ -84,14 +88,18 @@ class DefenseGAN(Purifier):
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = code if code.requires_grad else code.detach().requires_grad_(True)
-            error = (self.generator(z) - wanted).square().flatten(1).mean(1)
+            error = (self._drawn(z) - wanted).square().flatten(1).mean(1)
             (gradient,) = torch.autograd.grad(error.sum(), z, create_graph=graph)
         speed = self.momentum * speed - self.step_size * gradient
         return code + speed, speed
 
+    def _drawn(self, code: Tensor) -> Tensor:
+        with half(code):
+            return self.generator(code).to(code.dtype)
+
     def _best(self, code: Tensor, wanted: Tensor) -> Tensor:
         """Of the images drawn from each start's code, the one nearest to what is wanted."""
-        drawn = self.generator(code)
+        drawn = self._drawn(code)
         error = (drawn - wanted).square().flatten(1).sum(1).view(-1, self.starts)
         place = torch.arange(len(error), device=error.device)
         return drawn.view(-1, self.starts, *wanted.shape[1:])[place, error.argmin(1)]

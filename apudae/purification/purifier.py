@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ..core.arguments import (
     check_output,
     checked,
 )
-from ..core.calling import bounded, logits_of, takes_keys, unwrapped
+from ..core.calling import HALF, MEMORY, bounded, logits_of, remembering, takes_keys, unwrapped
 from ..core.norms import normals, uniforms
 from .reconstruction import check_dae, reconstruct, reconstruction_error
 
@@ -128,7 +129,52 @@ class Purifier(nn.Module):
 
 def recomputed(step: Callable[..., Any], *inputs: object, graph: bool) -> Any:
     """A step; where it will be differentiated, its graph is made again only on the way back."""
-    return checkpoint(step, *inputs, use_reentrant=False) if graph else step(*inputs)
+    return checkpoint(remembering(step), *inputs, use_reentrant=False) if graph else step(*inputs)
+
+
+GRAPHS: WeakKeyDictionary[nn.Module, dict[object, float]] = WeakKeyDictionary()
+
+
+def keepable(purifier: nn.Module, x: Tensor, step: Callable[[Tensor], Tensor]) -> int:
+    """Of how many steps the graph may be kept, within :data:`~apudae.core.calling.MEMORY`.
+
+    What is kept need not be worked out again on the way back; the numbers are the same.
+
+    Args:
+        purifier: whose step it is.
+        x: images ``[N, C, H, W]`` that it walks with.
+        step: an image ``[1, C, H, W]`` -> where one step leads, with its graph.
+    """
+    limit = MEMORY.get()
+    if not limit or not len(x):
+        return 0
+    sizes = GRAPHS.setdefault(purifier, {})
+    key = (x.shape[1:], x.dtype, x.device, HALF.get())
+    if key not in sizes:
+        sizes[key] = _graph_size(x[:1], step, {p.data_ptr() for p in purifier.parameters()})
+    return int(limit // (sizes[key] * len(x)))
+
+
+def _graph_size(x: Tensor, step: Callable[[Tensor], Tensor], weights: set[int]) -> float:
+    """Bytes that autograd holds for a step of an image; infinite if it finds no way back."""
+    held: dict[int, int] = {}
+
+    def count(saved: Tensor) -> Tensor:
+        held[saved.data_ptr()] = saved.untyped_storage().nbytes()
+        return saved.detach()
+
+    with torch.enable_grad():
+        z = x.detach().clone().requires_grad_(True)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+                end = step(z)
+            del end  # its graph is one of copies: the way back is tried with another
+            torch.autograd.grad(step(z).sum(), z, allow_unused=True)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return math.inf
+    return float(sum(size for place, size in held.items() if place not in weights) or 1)
 
 
 @checked

@@ -122,6 +122,10 @@ class JPEG(nn.Module):
         _, channels, height, width = x.shape
         if channels not in (1, 3):
             raise ValueError(f"x: expected 1 or 3 channels, got {channels}")
+        with torch.autocast(x.device.type, enabled=False):  # it is about single levels of 255
+            return self._compressed(x, channels, height, width)
+
+    def _compressed(self, x: Tensor, channels: int, height: int, width: int) -> Tensor:
         z = (255 * x).round()
         if channels == 3:
             z = torch.einsum("dc,nchw->ndhw", self.colours.to(x.dtype), z)

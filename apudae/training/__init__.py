@@ -4,7 +4,7 @@
   :class:`History`. :func:`measure`: the mean of a task over a data set
 - a :data:`Task`, what a network is trained for: :func:`classification`, :func:`denoising`,
   :func:`adversarial` (on attacked images), :func:`purifying` (a purifier, through a frozen
-  classifier)
+  classifier), :func:`certifying` (one whose bounds prove something)
 - tasks of published defenses: :func:`from_attacked` (Defense-VAE), :func:`joint` (SOAP),
   :func:`noise_prediction` (diffusion)
 - :class:`InMemory`, :class:`Streamed`: where batches come from
@@ -19,6 +19,7 @@ from .gan import train_gan
 from .tasks import (
     Task,
     adversarial,
+    certifying,
     classification,
     denoising,
     from_attacked,

@@ -27,12 +27,12 @@ from .tasks import KINDS, Task, adversarial, classification, denoising
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = _parser()
-    args = parsed(parser, argv)
+    known = parser()
+    args = parsed(known, argv)
 
     def work() -> None:
         for name in _idle(args):
-            if getattr(args, name) != parser.get_default(name):
+            if getattr(args, name) != known.get_default(name):
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag}: does nothing with --task {args.task} on {args.data}")
         with processes.processes(args.device) as device:
@@ -115,14 +115,15 @@ def _option(text: str) -> tuple[str, int]:
     return name, int(value)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(
         prog="python -m apudae.training",
         description="Train a network of the book; run again, it resumes where it was cut off.",
         epilog="With several GPUs: torchrun --nproc-per-node GPUS -m apudae.training ...",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, whole = parser.add_argument, option(minimum=0)
+    add, whole = found.add_argument, option(minimum=0)
     positive = option(float, exclusive=True)
     add("--model", required=True, choices=models.MODELS, help="architecture")
     add("--option", action="append", default=[], metavar="NAME=NUMBER", help="such as depth=10")
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=option(minimum=0, maximum=2**63 - 1), default=0, help="of everything random")
     add("--out", type=Path, required=True, help="folder for the checkpoint and the weights")
     add("--name", help="of the weights (default: the model's)")
-    return parser
+    return found
 
 
 if __name__ == "__main__":

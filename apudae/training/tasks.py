@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..core import bounds
 from ..core.arguments import check_choice, check_number, checked, require
 from ..core.calling import evaluating, unwrapped
 from ..core.norms import per_image
@@ -122,8 +124,7 @@ def purifying(
     check_number(warm_up, "warm_up")
     if warm_up > 1:
         raise ValueError(f"warm_up: expected a share of the training, 0 to 1, got {warm_up}")
-    if any(module.training for module in classifier.modules()):
-        raise ValueError("classifier: expected one in evaluation mode; call .eval() first")
+    _check_frozen(classifier)
     relative = options.pop("relative_step", None)
     now = {"eps": eps}
 
@@ -144,6 +145,71 @@ def purifying(
     own = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
     task.name = f"purifying, {_name(attack)}, {sorted(options.items())}, {sorted(own.items())}"
     return task
+
+
+@checked
+def certifying(
+    classifier: nn.Module,
+    *,
+    eps: float,
+    weight: float = 1.0,
+    clean: float = 0.5,
+    ramp: tuple[float, float] = (0.05, 0.6),
+) -> Task:
+    """A purifier that is trained through a frozen classifier on *bounds*, so that proofs succeed.
+
+    The loss is ``κ`` times the cross-entropy of the clean image's logits behind the purifier R, and
+    ``1 − κ`` times that of the worst logits that interval bounds allow within ε (Gowal et al. 2018,
+    equation 12), plus ``weight`` times ``‖R(x) − x‖²`` per pixel. ε grows from 0, and κ falls from
+    1 to ``clean``, in one part of the training.
+
+    Args:
+        classifier: images -> logits, layers in a row, in evaluation mode; it gets no gradient.
+        eps: radius of the ball in L∞.
+        weight: of the reconstruction.
+        clean: κ at the end.
+        ramp: from which share of the training to which ε grows.
+
+    Raises:
+        ValueError: a number out of range, or a classifier in training mode.
+    """
+    check_number(eps, "eps", exclusive=True)
+    check_number(weight, "weight")
+    require(0 <= clean <= 1, f"clean: expected a share, 0 to 1, got {clean}")
+    require(0 <= ramp[0] < ramp[1] <= 1, f"ramp: expected two growing shares, got {ramp}")
+    _check_frozen(classifier)
+    now, graphs = {"share": 0.0}, WeakKeyDictionary()
+
+    def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
+        bare = unwrapped(model)
+        if bare not in graphs:
+            graphs[bare] = bounds.traced(nn.Sequential(bare, nn.Hardtanh(0, 1), classifier))
+        drawn = model(x).float()
+        loss = weight * _squared(drawn, x)
+        logits = classifier(drawn.clamp(0, 1)).float()
+        kappa = 1 - (1 - clean) * now["share"]
+        loss = loss + kappa * F.cross_entropy(logits, y)
+        if now["share"]:
+            radius = eps * now["share"]
+            box = bounds.Interval((x - radius).clamp(0, 1), (x + radius).clamp(0, 1))
+            with torch.autocast(x.device.type, enabled=False):
+                low = bounds.margins(graphs[bare], box, y, rounding=False)
+            worst = -low.scatter(1, y[:, None], 0.0)  # of the true class's own logit
+            loss = loss + (1 - kappa) * F.cross_entropy(worst, y)
+        return loss
+
+    def announce(progress: float) -> None:
+        now["share"] = min(max((progress - ramp[0]) / (ramp[1] - ramp[0]), 0.0), 1.0)
+
+    task.announce = announce
+    task.labelled = False  # the classes are the classifier's, not the purifier's
+    task.name = f"certifying, {eps:g}, {weight:g}, {clean:g}, {list(ramp)}"
+    return task
+
+
+def _check_frozen(classifier: nn.Module) -> None:
+    if any(module.training for module in classifier.modules()):
+        raise ValueError("classifier: expected one in evaluation mode; call .eval() first")
 
 
 def _attacked(

@@ -315,5 +315,7 @@ def test_bad_input(parts):
         EOT(model, 0)
     with pytest.raises(TypeError, match="Blank does not say what it differentiates"):
         gradient(
-            type("Blank", (View,), {"forward": lambda s, x: x})(), torch.rand(1, 1, 2, 2), None
+            type("Blank", (View,), {"forward": lambda s, x: x})(),
+            torch.rand(1, 1, 2, 2),
+            torch.tensor([0]),
         )

@@ -47,7 +47,10 @@ def test_stopping_early_at_a_large_epsilon_asks_far_less():
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square", "cw", "deepfool"])
 def test_half_precision_models_are_attacked_as_well(name, generator):
-    """bf16 keeps 8 bits: the images differ, the strength hardly does."""
+    """bf16 keeps 8 bits: the images differ, the strength hardly does.
+
+    DeepFool stops just past the border, where rounding the image takes some back.
+    """
     x, y = read(100)
     model = deepcopy(small())
     eps, norm = (1.5, "l2") if name in ("cw", "deepfool") else (0.1, "linf")
@@ -57,7 +60,8 @@ def test_half_precision_models_are_attacked_as_well(name, generator):
         assert adversarial.dtype == torch.float32
         right = model(adversarial.to(dtype)).argmax(1) == y
         standing[dtype] = right.float().mean().item()
-    assert abs(standing[torch.float32] - standing[torch.bfloat16]) < 0.15
+    slack = 0.25 if name == "deepfool" else 0.15
+    assert abs(standing[torch.float32] - standing[torch.bfloat16]) < slack
 
 
 @pytest.mark.parametrize(("norm", "eps", "huge"), [("linf", 0.1, 0.3), ("l2", 1.5, 5.0)])
@@ -99,8 +103,8 @@ def test_more_epsilon_steps_and_restarts_never_leave_more_standing(norm, digits)
     few, many = (standing(attack(eps=unit, steps=steps), y) for steps in (5, 40))
     assert many <= few + slack
     felled = []
-    for restarts in (1, 2, 4):
-        attacked = attack(eps=unit, steps=10, restarts=restarts)
+    for restarts in (1, 2, 8):  # of two steps each: more of them find what few restarts find, too
+        attacked = attack(eps=unit, steps=2, restarts=restarts)
         felled.append(model(attacked).argmax(1) != y)
     assert (felled[0] <= felled[1]).all()  # image by image: what fell once stays felled
     assert (felled[1] <= felled[2]).all()

@@ -6,7 +6,17 @@ import torch
 from scipy.stats import mannwhitneyu, norm
 from torch import nn
 
-from apudae.core.scores import Accuracy, Difference, accuracy, auc, outcomes, paired_difference, roc
+from apudae.core.scores import (
+    Accuracy,
+    Difference,
+    Outcomes,
+    accuracy,
+    auc,
+    outcomes,
+    paired_difference,
+    roc,
+    same_images,
+)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (1, 1), (892, 1000), (50, 100), (1000, 1000)])
@@ -193,3 +203,34 @@ def test_two_rates_have_a_spread_too():
     """Student's quantile for one degree of freedom reaches from end to end."""
     found = paired_difference(torch.zeros(2).double(), torch.tensor([0.2, 0.6]).double())
     assert found.points == pytest.approx(40) and (found.low, found.high) == (-100, 100)
+
+
+def of(places, right=None):
+    """Outcomes that are the places themselves, as rates, so that a mix-up is seen."""
+    places = torch.tensor(places)
+    return Outcomes(places.double() / 100 if right is None else torch.tensor(right), places)
+
+
+def test_outcomes_are_paired_by_image_and_never_by_place_in_a_list():
+    one, other, third = of([7, 3, 9, 0, 5]), of([5, 0, 1, 7]), of([0, 8, 7, 2, 5])
+    found = same_images(one, other, third)
+    assert [part.tolist() for part in found] == [[0.07, 0.0, 0.05]] * 3
+    (alone,) = same_images(one)
+    assert torch.equal(alone, one.right)
+    bools = same_images(of([4, 2], [True, False]), of([2, 4], [True, False]))
+    assert [part.tolist() for part in bools] == [[True, False], [False, True]]
+
+
+def test_outcomes_of_other_images_are_not_compared():
+    with pytest.raises(ValueError, match="no image in common"):
+        same_images(of([1, 2]), of([3]))
+    with pytest.raises(
+        ValueError, match=r"places: expected one for each outcome, \[2\], got \[3\]"
+    ):
+        Outcomes(torch.ones(2), torch.arange(3))
+    with pytest.raises(ValueError, match="places: an image comes twice"):
+        of([1, 2, 1])
+    with pytest.raises(ValueError, match=r"several\[1\]: expected an? Outcomes, got"):
+        same_images(of([1]), torch.ones(2))
+    with pytest.raises(ValueError, match="number of outcomes: expected an integer >= 1, got 0"):
+        same_images()

@@ -24,12 +24,13 @@ from apudae.experiments import Place
 
 PLACE = Place()
 COMPARED, CERTIFIED, CHOSEN = "mnist_purifier", "mnist_certified", "mnist_tuning"
+DRAWN = "cifar10"  # has rows of random defenses
 RANDOM = "mnist_robust_default_0.1"  # a report; draws of it are misread
 KEYS = {
     COMPARED: ("defense", "attack", "eps"),
     CERTIFIED: ("kind", "sigma", "radius"),
     CHOSEN: ("defense", "options"),
-    "mnist": ("defense", "attack", "eps"),
+    DRAWN: ("defense", "attack", "eps"),
 }
 
 
@@ -48,7 +49,8 @@ def put(folder, name, whole, sealed):
             assert not (folder / f"{name}.json").exists()
             return False
     else:
-        (folder / f"{name}.json").write_text(json.dumps(whole), "utf-8")
+        older = whole | ({"schema": 1} if whole["schema"] == record.SCHEMA else {})
+        (folder / f"{name}.json").write_text(json.dumps(older), "utf-8")
     return True
 
 
@@ -80,13 +82,13 @@ def changes():
     yield COMPARED, (*at, "stands"), {"PGD": 10**6}
     for value in (v for v in wrong() if v != 10**9):
         yield COMPARED, (*at, "seconds"), value
-    at = ("rows", row_with("mnist", "misread"))
+    at = ("rows", row_with(DRAWN, "misread"))
     for value in (99, -5, math.nan, 1.0, True, None, "1"):
-        yield "mnist", (*at, "misread", 3), value
+        yield DRAWN, (*at, "misread", 3), value
     for field in ("misread", "draws"):
         for value in (v for v in wrong() if (field, v) != ("draws", 10**9)):
-            yield "mnist", (*at, field), value
-    yield "mnist", (*at, "correct"), 0.0
+            yield DRAWN, (*at, field), value
+    yield DRAWN, (*at, "correct"), 0.5
     at = ("rows", row_with(CERTIFIED, "votes"))
     for field, low in (("votes", -1), ("predictions", -2)):
         for value in (low, 0.5, math.nan, True, "1", None):

@@ -46,6 +46,27 @@ def test_the_first_images_of_a_split_are_a_mixture_of_classes():
     assert len(data.load("mnist", "test").take(100).labels.unique()) == 10
 
 
+def test_the_order_of_a_test_set_is_one_permutation_for_good():
+    """Pinned: whoever draws it anew, with whatever versions, gets the same images."""
+    order = data.Order(10_000)
+    places = order.places()
+    assert places.dtype == torch.int64 and torch.equal(places.sort().values, torch.arange(10_000))
+    assert places[:8].tolist() == [9394, 898, 2398, 5906, 2343, 8225, 5506, 6451]
+    assert torch.equal(order.places(300), places[:300])
+    torch.manual_seed(5)  # it is not torch's generator that draws
+    assert torch.equal(data.Order(10_000).places(), places)
+    assert not torch.equal(data.Order(10_000, seed=1).places(), places)
+    # The first n of it are a sample of the whole set, not of its beginning.
+    assert 4000 < places[:1000].double().mean() < 6000
+
+
+def test_a_split_at_places_keeps_images_and_labels_together():
+    whole, places = data.load("mnist", "test"), data.Order(1000).places(50)
+    some = whole.at(places)
+    assert torch.equal(some.images, whole.images[places])
+    assert torch.equal(some.labels, whole.labels[places]) and len(some.labels) == 50
+
+
 def test_no_digit_is_in_two_splits():
     seen = [h for split in data.SPLITS for h in hashes(data.load("mnist", split).images)]
     assert len(set(seen)) == len(seen) == 5000

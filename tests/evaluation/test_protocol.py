@@ -81,7 +81,7 @@ def test_a_cut_inner_loop_hides_nothing(whole):
     """Two images may stand that an attack through the loop fells."""
     if whole:
         classifier, dae = shipped("mnist-cnn"), shipped("mnist-dae")
-        digits, eps, budget = support.digits(70), 0.2, {"queries": 100}
+        digits, eps, budget = support.digits(70), 0.1, {"queries": 100}
     else:
         classifier, dae, digits, eps = small(), components(), support.read(24), EPS
         budget = {"pgd": 20, "apgd": 20, "queries": 50}

@@ -23,6 +23,10 @@ def test_a_defense_that_fails_by_chance_is_scored_by_its_mean():
     assert abs(report.worst.percent - truth) <= 3
     assert abs(report.clean.percent - 95) <= 3
     assert report.always.percent < report.worst.percent - 5  # what "any draw" would have said
+    rates = report.right()
+    assert report.always.correct == (rates == 1).sum() <= (rates > 0.5).sum()
+    assert report.voted.correct == (rates > 0.5).sum()
+    assert f"in most {report.voted}" in report.summary()
 
 
 class Stripe(nn.Module):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 
 from apudae import experiments
 from apudae.core import record
 from apudae.core.record import pack
-from apudae.core.scores import Accuracy, paired_difference
+from apudae.core.scores import Accuracy, Outcomes, paired_difference, same_images
+from apudae.data import Order
 from apudae.evaluation import BUDGETS
-from apudae.experiments import Place, results
+from apudae.experiments import Place, Results, digits, results
 
 DEFENSES = ("no defense", "resize and pad", "adversarial training")
 PLAIN = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(BUDGETS["quick"]).items()}
@@ -146,21 +149,55 @@ def test_a_table_of_some_attacks(read):
         found.weak(0.3, ("DeepFool",))
 
 
-def test_verdicts_of_their_own_are_put_together_with_the_rows():
-    found, report = results("mnist"), experiments.verdict("mnist", "direct", 0.3)
-    assert found.has("direct", "protocol", 0.3)
-    assert torch.equal(found.right("direct", "protocol", 0.3), report.right())
-    assert found.budget_of("direct", 0.3) == "reference"
-    assert found.budget_of("adaptive, default", 0.3) == "light"
+def test_a_verdict_stands_where_the_study_leaves_the_protocol_to_it():
+    found = results("mnist_purifier")
+    report = experiments.verdict("mnist_purifier", "purifier", 0.3)
+    assert found.has("purifier", "protocol", 0.3)
+    assert torch.equal(found.right("purifier", "protocol", 0.3), report.right())
+    assert found.budget_of("purifier", 0.3) == "own"  # ten restarts
     assert found.budget_of("no defense", 0.3) == "quick"
-    left = found.stands("direct", 0.3)
+    left = found.stands("purifier", 0.3)
     assert list(left.values()) == sorted(left.values(), reverse=True)
     assert list(left.values())[-1] == pytest.approx(report.worst.percent)
-    purifier = results("mnist_purifier")
-    assert torch.equal(
-        purifier.right("purifier", "protocol", 0.3),
-        experiments.verdict("mnist_purifier", "purifier", 0.3).right(),
-    )
+
+
+def test_a_verdict_does_not_stand_for_a_row_that_the_comparison_will_have():
+    study, full = digits.COMPARISON, digits.COMPARISON.profiles["full"]
+    assert {name for name, _ in Results(study, Place()).reports} == set(digits.defenses.OURS)
+    ours = replace(study, profiles={"full": replace(full, ours=True)})
+    assert Results(ours, Place()).reports == {}
+
+
+def test_pairs_are_taken_on_the_images_that_both_really_have(read):
+    """A row, and the verdict of another study, which took its images in another order."""
+    order = Order(10_000)
+    shuffled = read(three(), data={"order": asdict(order)})
+    row = shuffled.outcomes("no defense", "clean")
+    assert row.places.tolist() == order.places(8).tolist() and not row.right[7]
+    assert shuffled.outcomes("resize and pad", "clean").places.tolist() == order.places(6).tolist()
+    assert read(three()).outcomes("no defense", "clean").places.tolist() == list(range(8))
+    # As before among themselves, for they have the same order.
+    gaps = [
+        k.minus("adversarial training", "no defense", "PGD", 0.3) for k in (shuffled, read(three()))
+    ]
+    assert gaps[0] == gaps[1]
+    there = torch.arange(10_000)
+    whole = Outcomes(there == order.places(8)[2], there)
+    assert same_images(whole, row)[0].sum() == 1
+    pair = same_images(row, whole)
+    assert pair[0].tolist() == [True] * 7 + [False] and pair[1].nonzero().item() == 2
+    with pytest.raises(ValueError, match="no image in common"):
+        same_images(row, Outcomes(torch.ones(8), torch.arange(8)))
+
+
+def test_verdicts_know_their_digits():
+    """All were asked in the official order, so they are paired with each other."""
+    for verdict in (*digits.ROBUSTNESS, digits.PURIFIER_VERDICT):
+        found = verdict.outcomes(Place())
+        assert torch.equal(found.places, torch.arange(verdict.n))
+        assert torch.equal(found.right, verdict.load(Place()).right())
+    with pytest.raises(ValueError, match=r"direct_0\.3: expected a complete record in"):
+        digits.ROBUSTNESS[0].outcomes(Place(results=Place().results / "none"))
 
 
 def test_two_verdicts_are_compared_on_the_same_images():

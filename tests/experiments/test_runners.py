@@ -19,6 +19,7 @@ from apudae import attacks, data, models, training
 from apudae.core import record, scores
 from apudae.core.prints import data_print
 from apudae.core.record import Record, pack, unpack
+from apudae.core.scores import same_images
 from apudae.data import Split
 from apudae.evaluation import Report, Smoothed, certify, evaluate, votes
 from apudae.experiments import (
@@ -39,9 +40,11 @@ from apudae.experiments import (
     digits,
     plans,
     recipes,
+    white_box,
 )
 from apudae.experiments.choose import Choice, Trial, best, gains, outcomes
 from apudae.experiments.compare import Comparison
+from apudae.experiments.defenses import KNOWN
 from apudae.purification import (
     PRESETS,
     Adaptive,
@@ -304,6 +307,43 @@ def test_verdicts_of_their_own_and_no_protocol_at_all(compared):
     assert full.within(100).fewer == {"random": (100, 2)} and full.within(3).strong == 3
 
 
+def test_the_images_of_a_set_are_asked_in_one_random_order(compared, tmp_path):
+    """The same images give the same outcomes: draws belong to a place in the set."""
+    whole, _ = compared
+    place, order = place_in(tmp_path), data.Order(2200)
+    study = replace(toy(linear()), order=order)
+    study.run(place, only=["no defense", "random"])
+    stored, (x, y) = place.record("toy"), dots(2200).at(order.places())
+    assert stored["data"] == {"order": {"of": 2200, "seed": 0}} | data_print(x, y)
+    assert "in the order of data.Order: " in stored["outcomes"]
+    now, then = Results(study, place), Results(toy(linear()), whole)
+    places = now.outcomes("random", "noise", 0.2).places
+    assert torch.equal(places, order.places(1500))
+    for name, attack, eps in (("no defense", CLEAN, 0.0), ("no defense", "noise", 0.2)):
+        pair = same_images(now.outcomes(name, attack, eps), then.outcomes(name, attack, eps))
+        assert torch.equal(*pair) and len(pair[0]) == 2200
+    pair = same_images(*(k.outcomes("random", "noise", 0.2) for k in (now, then)))
+    assert torch.equal(*pair) and 900 < len(pair[0]) < 1500
+    report = evaluate(
+        study.build(place)["random"],
+        x[:2],
+        y[:2],
+        eps=0.2,
+        budget=BRIEF,
+        curves=False,
+        progress=False,
+        index=places[:2],
+    )
+    assert torch.equal(now.right("random", STRONG, 0.2), report.right())
+    # Nobody goes on in another order; of the bundled digits, a random sample, there is none.
+    with pytest.raises(ValueError, match=r"toy\.json was made with another data"):
+        toy(linear()).run(place)
+    with pytest.raises(ValueError, match=r"order: expected one of 2200 images, got Order\(of=9"):
+        replace(study, order=data.Order(9)).run(place)
+    account = Comparison(replace(study, order=data.Order(9)), place, "quick").record.about
+    assert "order" not in account["data"]
+
+
 def test_a_record_made_otherwise_is_refused_and_older_rows_are_named(compared, tmp_path, capsys):
     whole, _ = compared
     place, study = place_in(tmp_path), toy(Cut(linear(), [MANY]))
@@ -554,6 +594,55 @@ def test_the_purifier_is_chosen_attacked_as_a_whole(tmp_path):
     assert wanted["mnist-purifier-l2"].model == {"latent": 64, "tones": 8, "width": 16}
     task = wanted["mnist-purifier-l2"].task(place.model("mnist-cnn"))
     assert "'norm', 'l2'" in task.name and "('eps', 2.0)" in task.name
+
+
+def test_walks_are_chosen_against_an_attacker_who_knows_them(tmp_path):
+    """By halving; the networks that would be trained are there already, untrained."""
+    place = place_with(tmp_path, "mnist-cnn", "mnist-dae")
+    record.save("mnist_selection", {"chosen": {"sigma": 0.4}}, place.results)
+    cnn = models.load("mnist-cnn").state_dict()
+    for name, dae in zip(white_box.OTHER_SEED, (False, True), strict=True):
+        if dae:
+            small_dae(1, name, place.tried)
+            continue
+        net = models.build("mnist-cnn")
+        net.load_state_dict(cnn)
+        models.save(name, net, architecture="mnist-cnn", folder=place.tried)
+    small_dae(2, "mnist-dae-latent-128", place.tried)
+    rounds = (
+        white_box.Round(4, ("shipped",), (0.2,), 2),
+        white_box.Round(6, ("shipped", "another seed"), (0.1, 0.3), 1),
+    )
+    short = [one for one in white_box.CANDIDATES if one[1]["steps"] == 5]
+    assert [kind for kind, _ in short] == ["x̂"] * 2 + ["R(x̂)"] * 2
+    tried = partial(white_box.trials, rounds=rounds, left=short, effort={"steps": 2, "queries": 2})
+    replace(white_box.CHOICE, trials=tried, images=few(6)).run(place)
+    stored = place.record("mnist_white_box")
+    first = [row for row in stored["rows"] if row["split"] == "4 digits"]
+    assert [(r["defense"], white_box.walk(r)) for r in first] == [("direct", {}), *short]
+    last = [row for row in stored["rows"] if row["split"] == "6 digits"]
+    assert len(last) == 2 * (1 + len(white_box.best(stored["rows"], rounds[0], short))) == 10
+    assert stored["chosen"] == dict(white_box.best(stored["rows"], rounds[1], short))
+    for row in stored["rows"]:
+        assert row["correct"][0] == max(row["correct"]) and len(row["correct"]) == len(
+            row["epsilons"]
+        )
+    for name in ("white-box choice", "white-box choice, then R"):
+        model = KNOWN[name].build(place)
+        assert model.purifier.returns_reconstruction == ("R" in name)
+        assert model.purifier.steps == 5
+
+
+def test_of_two_alike_the_walk_with_fewer_steps_is_better():
+    candidates = [("x̂", {"steps": steps}) for steps in (10, 5, 7)]
+    rows = [
+        {"split": "4 digits", "defense": kind, "options": {"networks": name, **options}}
+        | {"correct": [4, right]}
+        for kind, options in candidates
+        for name, right in (("a", 2), ("b", 3 if options["steps"] == 7 else 1))
+    ]
+    turn = white_box.Round(4, ("a", "b"), (0.2,), 2)
+    assert [o["steps"] for _, o in white_box.best(rows, turn, candidates)] == [7, 5]
 
 
 # --- colours: a plan, its choice, and a comparison that follows from it --------------------------

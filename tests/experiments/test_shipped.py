@@ -21,6 +21,7 @@ from scipy.stats import binom
 from apudae import attacks, data, experiments, models
 from apudae.core import scores
 from apudae.core.files import model_fingerprint
+from apudae.core.prints import data_print, differences
 from apudae.core.record import outdated, unpack
 from apudae.data import Split
 from apudae.evaluation import BUDGETS, Report, certify, evaluate
@@ -44,7 +45,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::apudae.core.arguments.AttackWar
 
 N = 100
 PLACE = Place()  # shared: each network is loaded once
-STUDIES = experiments.STUDIES
+UNDER_WAY = ("mnist_sampled",)  # being measured; nothing reads it yet
+STUDIES = {name: row for name, row in experiments.STUDIES.items() if name not in UNDER_WAY}
 VERDICTS = (*digits.ROBUSTNESS, digits.PURIFIER_VERDICT)
 CHOICES = ("mnist_selection", "mnist_variants", "mnist_tuning", "mnist_purifier_choice")
 SELECTED = {"cifar10": "cifar10_selection", "imagenet": "imagenet_selection"}
@@ -68,12 +70,22 @@ def built():
     return build
 
 
+def bundled(name):
+    bundle = np.load(Path(__file__).parents[1] / f"{name}_test_digits.npz")
+    images = torch.from_numpy(bundle["images"])[:, None].float() / 255
+    return Split(images, torch.from_numpy(bundle["labels"]).long())
+
+
 @pytest.fixture(scope="module")
 def first():
     """The first 200 official test digits."""
-    bundle = np.load(Path(__file__).parents[1] / "first_test_digits.npz")
-    images = torch.from_numpy(bundle["images"])[:, None].float() / 255
-    return Split(images, torch.from_numpy(bundle["labels"]).long())
+    return bundled("first")
+
+
+@pytest.fixture(scope="module")
+def asked(first):
+    """The first 200 digits of a study, in the order in which it asks them."""
+    return {name: bundled("asked") if study.order else first for name, study in STUDIES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -120,20 +132,20 @@ def weakly(built):
     """Outcomes of some images under a weak attack: now, and in the record."""
     known = {}
 
-    def attacked(study, model, attack, eps, x, y):
+    def attacked(study, model, attack, eps, x, y, index):
         key = study, id(model), attack, eps, len(x)  # models live as long as this fixture
         if key not in known:
             weak = STUDIES[study].attacks[attack]
-            options = attacks.taken(weak, {"eps": eps, "index": torch.arange(len(x))})
+            options = attacks.taken(weak, {"eps": eps, "index": index})
             known[key] = weak(model, x, y, **options)
         return known[key]
 
     def found(study, defense, attack, eps, images):
         (x, y), whole = images, built(study)[defense]
-        aimed, index = getattr(whole, "classifier", whole), torch.arange(len(x))
-        hit = x if attack == CLEAN else attacked(study, aimed, attack, eps, x, y)
-        then = experiments.results(study).right(defense, attack, eps)
-        return scores.outcomes(whole, hit, y, index=index), then[: len(x)]
+        then = experiments.results(study).outcomes(defense, attack, eps)
+        aimed, index = getattr(whole, "classifier", whole), then.places[: len(x)]
+        hit = x if attack == CLEAN else attacked(study, aimed, attack, eps, x, y, index)
+        return scores.outcomes(whole, hit, y, index=index), then.right[: len(x)]
 
     return found
 
@@ -175,7 +187,7 @@ def test_a_comparison_is_of_the_shipped_models_and_as_it_is_declared(name, built
     study, record = STUDIES[name], PLACE.record(name)
     profile, here = study.at(PLACE).profiles["full"].within(record["data"]["n"]), built(name)
     told = json.loads(json.dumps([asdict(profile), study.about_attacks, study.about_data]))
-    assert record["profile"] == told[0]
+    assert differences(told[0], record["profile"]) == []
     assert record["weak"] == told[1] | {"C&W": study.cw, "seed": 0}
     assert record["data"].items() >= told[2].items()
     kept = study.at(PLACE).defenses
@@ -368,9 +380,9 @@ def recompute(row, model, images, y):
     ],
 )
 def test_a_slice_of_the_weak_rows_is_what_is_measured_now(
-    study, defense, attack, eps, weakly, first
+    study, defense, attack, eps, weakly, asked
 ):
-    now, then = weakly(study, defense, attack, eps, first.take(N))
+    now, then = weakly(study, defense, attack, eps, asked[study].take(N))
     assert agree(now, then)
     assert now.double().mean() > 0.05  # agreement on nothing but failures would show little
 
@@ -383,15 +395,16 @@ def test_a_slice_of_the_weak_rows_is_what_is_measured_now(
     ],
 )
 def test_a_slice_of_the_protocol_is_what_is_measured_now(
-    study, defense, fell, stood, least, built, first
+    study, defense, fell, stood, least, built, asked
 ):
     """Few fell, so all that did: what befalls one digit does not depend on the others."""
     budget = STUDIES[study].profiles["full"].budget
-    then = experiments.results(study).right(defense, STRONG, 0.3)[:200]
+    found = experiments.results(study).outcomes(defense, STRONG, 0.3)
+    then, places = found.right[:200], found.places
     some = torch.cat([(~then).nonzero()[:fell], then.nonzero()[:stood]]).flatten()
     assert len(some) == fell + stood
-    options = {"eps": 0.3, "budget": budget, "curves": False, "progress": False, "index": some}
-    report = evaluate(built(study)[defense], *(part[some] for part in first), **options)
+    options = {"eps": 0.3, "budget": budget, "curves": False, "progress": False}
+    report = evaluate(built(study)[defense], *asked[study].at(some), index=places[some], **options)
     assert agree(report.right(), then[some], least)
     assert 5 < report.worst.percent < 95
 
@@ -441,7 +454,8 @@ def test_a_verdict_is_of_the_shipped_defense_as_it_is_declared(verdict):
     report, settings = verdict.load(PLACE), PLACE.record(verdict.record)["settings"]
     assert settings["model_sha256"] == model_fingerprint(verdict.row.build(PLACE))
     assert (report.n, settings["eps"], settings["norm"]) == (verdict.n, verdict.eps, "linf")
-    assert settings["options"] == json.loads(json.dumps(asdict(verdict.budget)))
+    told = settings["options"] | {"search": "auto"}  # which 0.1.0 did not write
+    assert told == json.loads(json.dumps(asdict(verdict.budget)))
     assert settings["title"] == verdict.title and settings["seed"] == 0
     assert settings["own_attacks"] == list(verdict.attacks)
     assert settings["curves"] == verdict.curves == bool(report.curves)
@@ -542,7 +556,10 @@ def test_the_first_digits_are_the_records(first, full_data):
     test = data.load("mnist", "test", profile="full", root=full_data)
     assert torch.equal(test.images[:200], first.images)
     assert torch.equal(test.labels[:200], first.labels)
-    assert PLACE.record("mnist")["data"]["sha256"] == data.fingerprint(test.images)
+    in_order, stored = test.at(digit_choices.ORDER.places()), PLACE.record("mnist_sampled")["data"]
+    assert all(map(torch.equal, in_order.take(200), bundled("asked")))
+    assert stored["order"] == asdict(digit_choices.ORDER)
+    assert stored.items() >= data_print(*in_order).items()
 
 
 def test_choices_and_the_ladder_go_on_and_find_nothing_to_do(tmp_path, capsys):
@@ -563,15 +580,19 @@ def test_what_needs_the_official_test_digits_goes_on_and_finds_nothing_to_do(cop
     """Of the verdicts two: that all are as declared is tested above, and one takes ten seconds."""
     studies = (digits.COMPARISON, digits.PURIFIER, digits.PURIFIER_L2)
     verdicts = [v for v in VERDICTS if v.title == "default" and v.eps == 0.1]
-    for row in (digit_choices.VARIANTS, *studies, *verdicts, digits.PURIFIER_VERDICT):
+    for row in (
+        *(digit_choices.VARIANTS, *studies, *verdicts),
+        *(digits.PURIFIER_VERDICT, digits.CERTIFIED),
+    ):
+        assert row.missing(copied) == []  # what is missing takes hours
         row.run(copied)
-    digits.CERTIFIED.run(copied)
     assert unchanged(copied) and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet"])
 def test_the_commands_for_colours_go_on_and_find_nothing_to_do(name, copied, at_hand, capsys):
     at_hand(name)
+    assert STUDIES[name].missing(copied) == []  # what is missing takes hours
     asked = parser().parse_args([name, "--data", colours.chosen_set(copied)])
     COMMANDS[name].run(copied, asked)
     if name == "imagenet":  # the command needs no photographs to choose on where it has chosen

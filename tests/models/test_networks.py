@@ -77,17 +77,18 @@ def test_the_first_layer_of_a_classifier_normalises(name, mean, std):
 
 
 def literal_rednet(dae, x):
-    """The network as it stands in the paper's code: indices from 0, a list of kept features."""
+    """The network as the paper's code computes it: indices from 0, a list of kept features."""
     half, kept, z = len(dae.down), [], x
+    normed = dict(dae.named_children()).get("norms") or [nn.Identity()] * (2 * half - 1)
     for i in range(half):
-        z = torch.relu(dae.down[i](z))
+        z = normed[i](torch.relu(dae.down[i](z)))
         if (i + 1) % 2 == 0 and len(kept) < math.ceil(half / 2) - 1:
             kept.append(z)
     used = 0
     for i in range(half):
         z = dae.up[i](z)
         if i < half - 1:
-            z = torch.relu(z)
+            z = normed[half + i](torch.relu(z))
         if (i + 1 + half) % 2 == 0 and used < len(kept):
             z = torch.relu(z + kept[-(used + 1)])
             used += 1
@@ -97,9 +98,13 @@ def literal_rednet(dae, x):
 
 @pytest.mark.parametrize("depth", [4, 6, 8, 10, 30])
 @pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (3, (10, 14))])
-def test_rednet_is_the_network_of_the_papers_code(depth, channels, size, generator):
-    dae = models.build("rednet", depth=depth, width=8, channels=channels).double()
+@pytest.mark.parametrize("norm", [False, True])
+def test_rednet_is_the_network_of_the_papers_code(depth, channels, size, norm, generator):
+    dae = models.build("rednet", depth=depth, width=8, channels=channels, norm=norm).double()
     x = torch.rand(2, channels, *size, generator=generator, dtype=torch.float64)
+    dae(1 - x)  # so that the norms have seen something
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in dae.modules()) == norm * (depth - 1)
+    dae.eval()
     found = dae(x)
     assert found.shape == x.shape
     torch.testing.assert_close(found, literal_rednet(dae, x))

@@ -42,6 +42,8 @@ VARIANTS = {
     "stops": {"stepper": "descent", "step_size": 0.05, "stop": 0.5, "steps": 12},
     "noisy, stops": {"stepper": "l2", "step_size": 0.05, "noise": 0.01, "stop": 0.5},
     "bounded, reconstructs": {"stepper": "descent", "eps": 0.02, "reconstruct": True},
+    "expected": {"stepper": "descent", "step_size": 0.05, "expected": (0.3, 3), "seed": 7},
+    "expected, noisy": {"expected": (0.1, 1), "noise": 0.01, "stop": 0.5, "steps": 4},
 }
 
 
@@ -60,8 +62,12 @@ def plain(purifier, x, index=None, draw=0):
     m = v = torch.zeros_like(x)
     kind = o["stepper"] if isinstance(o["stepper"], str) else type(o["stepper"]).__name__.lower()
     constant = getattr(o["stepper"], "eps", 1e-8), getattr(o["stepper"], "tau", None)
+    spread, copies = o.get("expected", (0.0, 1))
+    streams = [2**16 * 2**16 + k for k in range(copies)]
+    draws = [uniforms(x.shape[1:], None, o["seed"], s, device=x.device) for s in streams]
+    noise = [spread * torch.from_numpy(norm.ppf(u.double())).to(x.dtype) for u in draws]
     for t in range(1, o["steps"] + 1):
-        d = (z - dae(z)).square().flatten(1).sum(1)
+        d = sum((z - dae(z + n)).square().flatten(1).sum(1) for n in noise) / copies
         value = {
             "error": d,
             "hinge": (d - mu).clamp(min=0) ** 2 / sigma**2,

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from apudae import attacks, data, models, training
 from apudae.core.scores import accuracy
+from apudae.evaluation import verify
+from apudae.purification import Defended, Direct
 
 
 class Shift(nn.Module):
@@ -94,6 +96,60 @@ def test_it_makes_a_purifier_harder_to_attack():
         left[name] = accuracy(whole, hit, y).percent
     assert left["purifying"] > left["denoising"] + 10
     assert all(torch.equal(before[k], v) for k, v in classifier.state_dict().items())
+
+
+def test_the_loss_on_bounds_is_what_its_definition_says(generator):
+    """κ and ε on their way, the worst logits bounded by hand: two linear layers."""
+    torch.manual_seed(generator.initial_seed() % 2**31)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval().requires_grad_(False)
+    model = nn.Conv2d(1, 1, 1)
+    x = 0.4 + 0.2 * torch.rand(6, 1, 4, 4, generator=generator)
+    y = torch.randint(3, (6,), generator=generator)
+    task = training.certifying(classifier, eps=0.1, weight=0.7, clean=0.2, ramp=(0.2, 0.6))
+    with torch.no_grad():
+        model.weight.fill_(0.5), model.bias.fill_(0.2)
+    drawn, weight = 0.5 * x + 0.2, classifier[1].weight
+    clean = F.cross_entropy(classifier(drawn), y)
+    error = 0.7 * (drawn - x).square().mean()
+    for progress, share in ((0.0, 0.0), (0.3, 0.25), (0.6, 1.0), (0.9, 1.0)):
+        task.announce(progress)
+        loss = task(model, x, y, generator)
+        kappa, radius = 1 - 0.8 * share, 0.5 * 0.1 * share  # the purifier halves the box
+        logits, apart = classifier(drawn), (weight[None] - weight[y, None]).abs().sum(2)
+        worst = logits - logits.gather(1, y[:, None]) + radius * apart
+        by_hand = kappa * clean + (1 - kappa) * F.cross_entropy(worst, y) + error
+        torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    assert model.weight.grad is not None and weight.grad is None
+
+
+def test_training_on_bounds_moves_them():
+    """The DAE of digits, trained on for a moment: its bounds were hopeless and prove something."""
+    classifier = shipped("mnist-cnn").eval().requires_grad_(False)
+    train, dae = data.load("mnist", "train").take(300), models.load("mnist-dae")
+    dae.requires_grad_(True)
+    before = verify(Defended(classifier, Direct(dae)), *train, eps=0.001)
+    task = training.certifying(classifier, eps=0.001, ramp=(0.0, 0.5), weight=0.1, clean=0.0)
+    training.fit(dae, *train, task=task, epochs=5, batch_size=30, lr=1e-3, progress=False)
+    after = verify(Defended(classifier, Direct(dae)), *train, eps=0.001)
+    assert after.margins.mean() > before.margins.mean() / 100
+    assert before.right.sum() == 0 < after.right.sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"eps": 0.0}, "eps"),
+        ({"weight": -1.0}, "weight"),
+        ({"clean": 1.5}, "clean: expected a share, 0 to 1, got 1.5"),
+        ({"ramp": (0.5, 0.5)}, "ramp: expected two growing shares"),
+    ],
+)
+def test_bad_settings_of_bounds_are_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        training.certifying(models.build("mnist-cnn").eval(), **{"eps": 0.1} | change)
+    with pytest.raises(ValueError, match=r"classifier: expected one in evaluation mode"):
+        training.certifying(models.build("mnist-cnn").train(), eps=0.1)
 
 
 @pytest.mark.parametrize(
