@@ -9,4 +9,4 @@ Two conventions hold everywhere. Images are float32 tensors ``[N, C, H, W]`` wit
 normalise inside, so that an attack or a purifier never sees normalised pixels.
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -52,8 +52,15 @@ _NEVER_0 = 1e-12  # added to a denominator: logits may tie
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """−log softmax(z)_y."""
-    return F.cross_entropy(bounded(logits), y, reduction="none")
+    """−log softmax(z)_y, as log(1 + Σ_{k≠y} exp(z_k − z_y)).
+
+    The usual form has the gradient p_y − 1, which float32 rounds to noise or 0 where the classifier
+    is sure; this one has what is left, Σ_{k≠y} p_k, to the last digits.
+    """
+    logits = bounded(logits)
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return F.softplus(others.logsumexp(1) - own)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

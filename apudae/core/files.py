@@ -219,6 +219,7 @@ def write_aside(path: Path, content: bytes) -> None:
 
 
 _PART, _LOCK = ".part.apudae", ".lock.apudae"  # hidden beside a file, under its name
+_SWEPT = 2.0  # seconds; who sweeps a folder holds each of its locks for a moment
 
 
 def _hidden(path: Path, ending: str) -> Path:
@@ -279,7 +280,7 @@ def held(path: Path | None, name: str) -> Iterator[None]:
     check_writable(path.parent, name)
     require(not path.is_dir(), f"{name}: expected a file, {path} is a folder")
     sweep(path.parent)
-    with locked(path, wait=0):
+    with locked(path, wait=_SWEPT):
         yield
 
 

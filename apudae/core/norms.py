@@ -1,6 +1,6 @@
 """Balls around images: how long a change is, which direction climbs fastest, where a draw lies.
 
-- :func:`length`, :func:`project`, :func:`steepest`, :func:`within_reach`: the balls
+- :func:`clip`, :func:`length`, :func:`project`, :func:`steepest`, :func:`within_reach`: the balls
 - :class:`Ball`: what an attack may reach, with the mask of the pixels that it may change
 - :func:`uniforms`, :func:`normals`, :func:`in_ball`, :func:`keyed`: random draws
 - :func:`per_image`: numbers ``[N]`` that multiply images
@@ -27,6 +27,15 @@ NORMS = ("linf", "l2")
 def check_norm(norm: str) -> None:
     """Raise ``ValueError`` unless ``norm`` is one of :data:`NORMS`."""
     check_choice(norm, NORMS, "norm")
+
+
+def clip(z: Tensor) -> Tensor:
+    """``z.clamp(0, 1)``, with a derivative of 1 at 0 and at 1 too.
+
+    There ``clamp`` has 1 or 0, by torch's version; with 0 the black pixels of an image that is
+    left as it is would hide their gradient.
+    """
+    return z.masked_fill(z < 0, 0).masked_fill(z > 1, 1)
 
 
 def length(change: Tensor, norm: str = "linf") -> Tensor:

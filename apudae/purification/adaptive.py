@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.arguments import check_choice, check_count, check_number, checked, require
 from ..core.calling import in_training, remembering
-from ..core.norms import per_image
+from ..core.norms import clip, per_image
 from .purifier import Purifier, Watch, keepable
 from .reconstruction import Calibration, check_calibration
 from .steps import OBJECTIVES, STEPPERS, ExactStep, State, Stepper, twice
@@ -275,7 +275,7 @@ class Adaptive(Purifier):
         return away.unflatten(0, (copies, len(x))).mean(0)
 
     def seen_by_classifier(self, z: Tensor) -> Tensor:
-        return self.reconstruct(z).clamp(0, 1) if self.returns_reconstruction else z
+        return clip(self.reconstruct(z)) if self.returns_reconstruction else z
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
         if names := in_training(self.dae):
@@ -358,7 +358,7 @@ class Adaptive(Purifier):
             z = z + self.noise * per_image(above, z) * self._noise(z, index, draw, t)
         if self.eps is not None:
             z = torch.clamp(z, min=x - self.eps, max=x + self.eps)
-        return z.clamp(0, 1), state
+        return clip(z), state
 
 
 def _gather(parts: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_number, checked
 from ..core.calling import half
+from ..core.norms import clip
 from .purifier import Purifier, Watch, keepable, recomputed
 
 LEVELS = 1000  # of noise; β grows linearly from 1e-4 to 0.02 (Ho et al. 2020, §4)
@@ -42,7 +43,7 @@ class OneStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = signal(torch.tensor(self.level)).sqrt().item() * (2 * x - 1)
-        return ((guess(self.net, z, self.level)[0] + 1) / 2).clamp(0, 1)
+        return clip((guess(self.net, z, self.level)[0] + 1) / 2)
 
 
 @checked

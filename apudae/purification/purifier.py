@@ -26,7 +26,7 @@ from ..core.arguments import (
     checked,
 )
 from ..core.calling import HALF, MEMORY, bounded, logits_of, remembering, takes_keys, unwrapped
-from ..core.norms import normals, uniforms
+from ..core.norms import clip, normals, uniforms
 from .reconstruction import check_dae, reconstruct, reconstruction_error
 
 Watch = Callable[[Tensor], None]
@@ -74,7 +74,7 @@ class Purifier(nn.Module):
         # Steps are added up in float32 at least, whatever the images and the caller's autocast.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         with torch.autocast(x.device.type, enabled=False):
-            return self._purify(wide, index, draw, None).clamp(0, 1).to(x.dtype)
+            return clip(self._purify(wide, index, draw, None)).to(x.dtype)
 
     def trajectory(self, x: Tensor, index: Tensor | None = None, draw: int = 0) -> Trajectory:
         """The images and their errors before the first step and after each."""
@@ -214,7 +214,7 @@ class Direct(Purifier):
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
         z = x + self.noise * self._normal(x, index, draw, 0) if self.noise else x
         for _ in range(self.repeats):
-            z = self.reconstruct(z).clamp(0, 1)
+            z = clip(self.reconstruct(z))
             if watch:
                 watch(z)
         return z

@@ -46,6 +46,28 @@ def test_every_loss_rises_as_the_true_class_loses(loss, logits, y):
     assert (higher[right] > lower[right]).all()
 
 
+def test_the_cross_entropy_keeps_its_gradient_where_the_classifier_is_sure(y):
+    """A sign is taken of it: what float32 rounds away of p_y − 1 would be lost."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 6))
+    with torch.no_grad():
+        net[1].bias += torch.linspace(0, 150, 6)
+    exact = copy.deepcopy(net).double()
+    x = torch.rand(50, 1, 6, 6)
+    found, wanted = (
+        torch.autograd.grad(attacks.cross_entropy(model(z), label).sum(), z)[0].double()
+        for model, z, label in (
+            (net, x.clone().requires_grad_(True), y),
+            (exact, x.double().requires_grad_(True), y),
+        )
+    )
+    usual = nn.functional.cross_entropy(net(x), y, reduction="none")
+    torch.testing.assert_close(attacks.cross_entropy(net(x), y), usual)
+    assert (wanted.abs().amax((1, 2, 3)) < 1e-7).any()  # some are sure of the label
+    off = (found - wanted).abs().amax((1, 2, 3)) / wanted.abs().amax((1, 2, 3))
+    assert off.max() < 1e-4
+
+
 def test_dlr_does_not_see_the_scale_of_the_logits(logits, y):
     torch.testing.assert_close(attacks.dlr(1000 * logits, y), attacks.dlr(logits, y))
 

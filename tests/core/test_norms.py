@@ -19,6 +19,13 @@ def test_length_is_that_of_numpy(norm, generator):
     torch.testing.assert_close(norms.length(change, norm), expected)
 
 
+def test_the_clip_is_that_of_torch_and_lets_gradients_through_at_its_ends():
+    z = torch.tensor([-0.1, 0.0, 0.4, 1.0, 1.1, math.nan], requires_grad=True)
+    torch.testing.assert_close(norms.clip(z), z.clamp(0, 1), equal_nan=True)
+    (slope,) = torch.autograd.grad(norms.clip(z).nansum(), z)
+    assert slope[:5].tolist() == [0, 1, 1, 1, 0]
+
+
 def test_very_short_changes_still_have_a_length_and_a_direction():
     change = torch.full((1, 1, 2, 2), 1e-30)
     torch.testing.assert_close(norms.length(change, "l2"), torch.tensor([2e-30]))

@@ -331,6 +331,19 @@ def test_what_killed_writers_left_goes_and_what_is_being_written_stays(tmp_path)
     files.sweep(tmp_path / "nowhere")
 
 
+def test_who_sweeps_a_folder_is_not_taken_for_a_run_at_its_files(tmp_path):
+    """Each has a file of its own, and looks after the folder that they share."""
+
+    def holds(number):
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            with files.held(tmp_path / f"{number}.json", "record"):
+                pass
+
+    children = [forked(lambda number=number: holds(number)) for number in range(4)]
+    assert [ended(child) for child in children] == [0] * 4
+
+
 class Fixed(nn.Module):
     def forward(self, x):
         return torch.tensor([[1.0, 0.0]]).expand(len(x), 2) + 0 * x.flatten(1)[:, :1]
