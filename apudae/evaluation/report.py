@@ -352,13 +352,14 @@ class Report:
         """As plain data, without the images."""
         return {key: value for key, value in asdict(self).items() if key != "images"}
 
-    def save(self, name: str, folder: Path, *, device: torch.device | str = "cpu") -> Path:
+    def save(self, name: str, folder: str | Path, *, device: torch.device | str = "cpu") -> Path:
         """Write ``name.json``, and the images beside it; each whole or not at all.
 
         The JSON is a record (``core.record``). The images' file has a part of their hash in its
         name, which the JSON knows: whenever the writer is killed, the two fit.
         """
         self._check()
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         record = self.to_dict()
         record.pop("made")
@@ -372,13 +373,14 @@ class Report:
         return path
 
     @classmethod
-    def load(cls, name: str, folder: Path) -> Report:
+    def load(cls, name: str, folder: str | Path) -> Report:
         """Read a saved report; its images too, where they lie beside it.
 
         Raises:
             ValueError: there is none of that name, or of another schema.
             RuntimeError: it, or the file of its images, is damaged; the file is named.
         """
+        folder = Path(folder)
         record = records.load(name, folder)
         try:
             report = cls.from_dict(record)

@@ -24,7 +24,7 @@ from ..core.record import Row, load, unpack
 from ..core.scores import Accuracy, Difference, Outcomes, paired_difference, same_images
 from ..data import Order
 from ..evaluation import BUDGETS, Report
-from ..plots import SortableTable
+from ..plots import Picture, SortableTable, rungs
 from . import colours, digits
 from .compare import CLEAN, CW, KEYS, STRONG, Study
 from .place import Place
@@ -227,18 +227,17 @@ class Results:
         Args:
             eps: of the attacks.
             relative: accuracies as :meth:`relative` has them; n counts those images.
+
+        Where an accuracy is of fewer images than n, it says of how many.
         """
-        header = ["defense", "clean", "PGD on the classifier", "worst case", "n", "budget"]
+        header = ["defense", "n", "clean", "PGD on the classifier", "worst case", "budget"]
         columns, rows = {CLEAN: 0.0, "PGD": eps, STRONG: eps}, []
         for name in self.names():
-            strong = ["–", "not run"]
-            if self.has(name, STRONG, eps):
-                worst = self._share(name, STRONG, eps, relative)
-                strong = [worst.n, self.budget_of(name, eps)]
+            strong = self.budget_of(name, eps) if self.has(name, STRONG, eps) else "not run"
             ms = self.ms.get(name)
             ms = "–" if ms is None else f"{ms:.0f}" if ms >= 10 else f"{ms:.2g}"
             kind = "retrained" if self.study.defenses[name].retrained else "as it was"
-            rows.append([name, *self._cells(name, columns, relative), *strong, ms, kind])
+            rows.append([name, *self._cells(name, columns, relative), strong, ms, kind])
         return SortableTable([*header, "ms per image", "classifier"], rows)
 
     def weak(
@@ -251,6 +250,8 @@ class Results:
             attacks: names of the columns; by default clean images and all attacks.
             relative: accuracies as :meth:`relative` has them; n counts those images.
 
+        Where an accuracy is of fewer images than n, it says of how many.
+
         Raises:
             ValueError: there is no such attack in the study.
         """
@@ -258,11 +259,36 @@ class Results:
         unknown = ", ".join(sorted(set(attacks or ()) - set(known)))
         require(not unknown, f"attacks: expected some of {', '.join(known)}; got {unknown}")
         columns = {name: known[name] for name in (attacks or known)}
-        rows = [
-            [name, self._share(name, CLEAN, 0.0, relative).n, *self._cells(name, columns, relative)]
-            for name in self.names()
-        ]
+        rows = [[name, *self._cells(name, columns, relative)] for name in self.names()]
         return SortableTable(["defense", "n", *columns], rows)
+
+    def chart(
+        self, eps: float, attacks: Sequence[str] = ("PGD", STRONG), *, relative: bool = False
+    ) -> Picture:
+        """A line per defense: what stands under some attacks, with intervals, sorted by the last.
+
+        In brackets stands on how many images the last was measured; who has no such row is left
+        out.
+
+        Args:
+            eps: of the attacks.
+            attacks: names of rows.
+            relative: accuracies as :meth:`relative` has them.
+        """
+        *_, last = attacks
+        there = [name for name in self.names() if self.has(name, last, eps)]
+        kept = {name: self._share(name, last, eps, relative) for name in there}
+        there.sort(key=lambda name: -kept[name].percent)
+        marks = {"PGD": "PGD on the classifier", STRONG: "worst case"}
+        groups = {
+            marks.get(attack, attack): {
+                f"{name} ({kept[name].n:,})": self._share(name, attack, eps, relative)
+                for name in there
+                if self.has(name, attack, eps)
+            }
+            for attack in reversed(attacks)  # the last has all, in their order
+        }
+        return rungs(groups)
 
     def checks(self) -> list[Check]:
         """Each published defense against the weak attack it was made for."""
@@ -287,10 +313,14 @@ class Results:
         return (self.relative if relative else self.accuracy)(name, attack, eps)
 
     def _cells(self, name: str, columns: dict[str, float], relative: bool) -> list[str]:
-        return [
-            str(self._share(name, *key, relative)) if self.has(name, *key) else "–"
-            for key in columns.items()
-        ]
+        """How many clean images, and the accuracies; of how many, where it is another number."""
+        n = self._share(name, CLEAN, 0.0, relative).n
+        cells = [f"{n:,}"]
+        for key in columns.items():
+            found = self._share(name, *key, relative) if self.has(name, *key) else None
+            of = "" if found is None or found.n == n else f" of {found.n:,}"
+            cells.append("–" if found is None else f"{found}{of}")
+        return cells
 
 
 def _budget(options: Row) -> str:

@@ -124,7 +124,7 @@ def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
         y = [names.index(name) + shift for name in points]
         x, errors = _with_errors(points.values())
         ax.errorbar(x, y, xerr=errors, color=colour, marker=marker, ls="", capsize=3, label=group)
-    above = {"loc": "upper center", "bbox_to_anchor": (0.4, 1.12), "ncols": len(groups)}
+    above = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "ncols": len(groups)}
     return finished(ax, names, legend=above, xlim=(-3, 103), xlabel="read rightly (%)")
 
 

@@ -108,8 +108,8 @@ class SortableTable(Table):
     def _cells(self, row: Sequence[str], side: Sequence[str]) -> str:
         found = []
         for k, (cell, where) in enumerate(zip(row, side, strict=True)):
-            number = None if k < self.text else re.search(r"[-+]?\d+(\.\d+)?", cell)
-            value = f' data-v="{number[0]}"' if number else ""
+            number = None if k < self.text else re.search(r"[-+]?\d+(,\d{3})*(\.\d+)?", cell)
+            value = f' data-v="{number[0].replace(",", "")}"' if number else ""
             # A line may break before an interval, not inside it.
             shown = re.sub(
                 r"(\[[^\]]*\])", r'<span class="apudae-interval">\1</span>', html.escape(cell)

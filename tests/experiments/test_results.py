@@ -60,7 +60,7 @@ def test_a_table_counts_all_images_unless_it_is_asked_for_the_relative(read):
         place = table.header.index("clean")
         assert table.rows[0][place] == str(found.accuracy("no defense", "clean"))
     relative = found.table(0.3, relative=True)
-    assert relative.rows[0][1] == str(found.relative("no defense", "clean")) == str(Accuracy(7, 7))
+    assert relative.rows[0][2] == str(found.relative("no defense", "clean")) == str(Accuracy(7, 7))
 
 
 def test_rows_are_read_as_they_were_written(read):
@@ -114,11 +114,27 @@ def test_each_defense_is_checked_against_its_own_attack(read):
 def test_the_table_says_what_it_does_not_know(read):
     found = read(three())
     rows = {row[0]: row for row in found.table(0.3).rows}
-    assert rows["adversarial training"][3:6] == ["–", "–", "not run"]
-    assert rows["resize and pad"][3:6] == [str(Accuracy(1.25, 2)), "2", "quick"]
+    assert rows["adversarial training"][4:6] == ["–", "not run"]
+    assert rows["resize and pad"][4:6] == [f"{Accuracy(1.25, 2)} of 2", "quick"]
     assert rows["no defense"][6] == "0.12" and rows["resize and pad"][6] == "–"
     assert rows["adversarial training"][7] == "retrained" and rows["no defense"][7] == "as it was"
     assert found.weak(0.3).rows[0][1] == "8"
+
+
+def test_a_chart_is_sorted_by_its_last_attack_and_says_of_how_many(read):
+    found = read(three())
+    (axes,) = found.chart(0.3).axes
+    there = {
+        name: found.accuracy(name, "protocol", 0.3)
+        for name in DEFENSES
+        if found.has(name, "protocol", 0.3)
+    }
+    wanted = [f"{k} ({v.n:,})" for k, v in sorted(there.items(), key=lambda p: -p[1].percent)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == wanted
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["worst case", "PGD on the classifier"]
+    marks = axes.containers[0].lines[0].get_xdata().tolist()
+    assert marks == [there[label.split(" (")[0]].percent for label in wanted]
 
 
 def test_relative_to_what_the_bare_classifier_reads(read):
@@ -128,8 +144,8 @@ def test_relative_to_what_the_bare_classifier_reads(read):
     # On the first two images, of which one counts: 20 fresh draws, none misread.
     assert found.relative("resize and pad", "protocol", 0.3) == Accuracy(1.0, 1)
     rows = {row[0]: row for row in found.table(0.3, relative=True).rows}
-    assert rows["adversarial training"][1:3] == [str(Accuracy(4, 6)), str(Accuracy(3, 6))]
-    assert rows["resize and pad"][3:5] == [str(Accuracy(1, 1)), "1"]
+    assert rows["adversarial training"][2:4] == [str(Accuracy(4, 6)), str(Accuracy(3, 6))]
+    assert rows["resize and pad"][4] == f"{Accuracy(1, 1)} of 1"
     gap = found.minus("adversarial training", "no defense", "PGD", 0.3, relative=True)
     shares = [found.relative(k, "PGD", 0.3).percent for k in ("adversarial training", "no defense")]
     whole = found.minus("adversarial training", "no defense", "PGD", 0.3)
