@@ -31,6 +31,21 @@ def test_a_chapter_has_the_whole_frame(name):
     assert text.count(":class: dropdown") == len(solutions)
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_ends_with_what_it_claims_and_three_questions(name):
+    text = "\n".join(cell.source for cell in notebook(name).cells if cell.cell_type == "markdown")
+    for part in ("**The claim.**", "**The evidence.**", "**What would change our mind.**"):
+        assert text.count(part) == 1, part
+    asked = text.split("## Three questions")[1].split("## References")[0]
+    questions = re.split(r"^\*\*\d\.\*\* ", asked, flags=re.MULTILINE)[1:]
+    assert len(questions) == 3
+    for question in questions:
+        answers = re.findall(r"<details .*><summary>(.+)</summary>(.+)</details>", question)
+        assert len(answers) == 3 == question.count("<details")
+        verdicts = [why.split(".")[0] for _, why in answers]
+        assert verdicts.count("Yes") == 1 and {*verdicts} <= {"Yes", "No", "Not quite"}
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_anywhere_and_is_small(name):
     chapter = notebook(name)
