@@ -6,7 +6,7 @@
 Parts, all of them on validation digits:
 
 - ``quick``: the quick budget on adaptive purification (10 Adam steps, ε 0.2), beside an older
-  checkout in ``--before``, if one is named, on the same images, in turns;
+  checkout in ``--before``, if one is named, on the same images, one after the other;
 - ``search``: four models with the search in half precision beside float32: time, and the worst
   cases as pairs, image by image;
 - ``shared``: two processes that share the images, beside two of half the images each that know
@@ -177,6 +177,8 @@ def _torchrun(n: int) -> tuple[float, float]:
 
 def growth(x: Tensor, y: Tensor, device: Device, before: Path | None) -> None:
     """Linear in images, steps, draws and classes: seconds over the least, divided by the factor."""
+    if len(x) < 200:
+        raise SystemExit("growth: expected --n 200 or more")
     load = partial(models.load, device=device)
     dae, classifier = load("mnist-dae"), load("mnist-cnn")
     small = Budget(pgd=10, apgd=10, targets=2, queries=40, weights=(0.1,), scoring=5)
@@ -224,8 +226,9 @@ def growth(x: Tensor, y: Tensor, device: Device, before: Path | None) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
     ax.legend(frameon=False)
-    figure.savefig(GROWTH, dpi=144, metadata={"Software": None})
-    print(f"drawn: {GROWTH}")
+    if device.type == "cpu":
+        figure.savefig(GROWTH, dpi=144, metadata={"Software": None})
+        print(f"drawn: {GROWTH}")
 
 
 def others(x: Tensor, y: Tensor, device: Device, before: Path | None) -> None:

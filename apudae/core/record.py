@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy
@@ -54,6 +54,7 @@ SCHEMA = 2
 SAME_OUTCOMES = ("0.1.0", "0.2.0", "0.3.0", "0.4.0")
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Record:
@@ -66,6 +67,7 @@ class Record:
         keys: fields that tell one row from another; a row begins with them.
         device: where it is measured.
         anew: begin again where the account differs, and do not refuse.
+        alone: it belongs to this process, not to all that act as one.
 
     Raises:
         ValueError: the record was made otherwise; each part of the account that differs is named.
@@ -80,19 +82,26 @@ class Record:
         keys: tuple[str, ...] = (),
         device: torch.device | str = "cpu",
         anew: bool = False,
+        alone: bool = False,
     ) -> None:
         self.name, self.folder, self.keys, self.device = name, folder, keys, device
-        together(partial(check_shared, folder))
+        self._alone = alone
+        if not alone:
+            together(partial(check_shared, folder))
         self.about: Row = json.loads(json.dumps(about))  # tuples as they come back
         self._written, self._identify, self._anew = 0.0, dict, anew
         sweep(folder)
-        self.more = together(self._stored, first=True)
+        self.more = self._first(self._stored)
         self.rows: list[Row] = self.more.pop("rows", [])
 
     @property
     def path(self) -> Path:
         """The file."""
         return inside(self.folder, self.name, ".json")
+
+    def _first(self, action: Callable[[], T]) -> T:
+        """Do it in the first of the processes that share the record; all get its result."""
+        return action() if self._alone else together(action, first=True)
 
     def _stored(self) -> Row:
         """What the file holds beside this account; empty without one, or if it begins anew."""
@@ -142,7 +151,7 @@ class Record:
 
     def measure(self, key: tuple[object, ...], make: Callable[[], Row]) -> Row:
         """The row of a key; made, and stored with what made it, only if it is not there."""
-        if (row := self.find(*key)) is not None:
+        if (row := self._first(partial(self.find, *key))) is not None:
             return row
         if models := self._identify():
             self.more["models"], self._identify = self.more.get("models", {}) | models, dict
@@ -150,12 +159,13 @@ class Record:
         mark = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
         lock = locked(self.folder / f"{self.name}.{mark}", wait=-1, what=shown)
 
-        def latest() -> Row | None:
+        def latest() -> tuple[Row | None, list[Row], Row]:
             self._catch_up({})
-            return self.find(*key)  # another run has measured it meanwhile
+            return self.find(*key), self.rows, self.more  # another run has measured it meanwhile
 
         with nullcontext() if rank() else lock:
-            if (row := together(latest, first=True)) is None:
+            row, self.rows, self.more = self._first(latest)
+            if row is None:
                 start = time.perf_counter()
                 row = dict(zip(self.keys, key, strict=True)) | make()
                 row["seconds"] = seconds = round(time.perf_counter() - start, 1)
@@ -177,26 +187,25 @@ class Record:
         """Store all rows, with what else there is to say, now and before.
 
         Rows that another run has added since are kept. Of several processes that act as one, the
-        first writes, and the others wait for it.
+        first writes, and the others take over what it then has.
 
         Args:
-            at_most_every: write only if the last writing is as many seconds ago.
+            at_most_every: of a record of one process: write only if the last writing is as many
+                seconds ago.
             more: plain data; what is a dictionary is joined with what stands there.
         """
-        if time.monotonic() - self._written < at_most_every:
+        if time.monotonic() - self._written < at_most_every and (self._alone or world() == 1):
             self.more |= more
             return
-        if rank():
-            self._say(more)
-            return together(lambda: None)
-        together(partial(self._write, more))
+        self.rows, self.more = self._first(partial(self._write, more))
 
-    def _write(self, more: Row) -> None:
+    def _write(self, more: Row) -> tuple[list[Row], Row]:
         with locked(self.path):
             self._catch_up(more)
             rows = {"keys": self.keys, "rows": self.rows} if self.keys else {}
             save(self.name, self.about | rows | self.more, device=self.device, folder=self.folder)
         self._written = time.monotonic()
+        return self.rows, self.more
 
     def _catch_up(self, more: Row) -> None:
         """Take over what others have stored since, and say more."""

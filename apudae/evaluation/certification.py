@@ -288,7 +288,7 @@ def _log(path: Path, model: nn.Module, x: Tensor, index: Tensor, options: dict[s
         "data_exact": exact(x),
         "model": identity(model, x, index),
     }
-    log = Record(path.stem, about, path.parent)
+    log = Record(path.stem, about, path.parent, alone=True)
     found = log.more.setdefault("votes", [])
     try:
         require(isinstance(found, list) and len(found) <= len(x), f"votes: for {len(x)} images")

@@ -81,8 +81,10 @@ def unpacked(bundle: Path) -> dict[str, bytes]:
         RuntimeError: no set of parts is complete, or they are damaged.
     """
     there = sorted(path for path in bundle.glob("*.part") if _PART.fullmatch(path.name))
-    for mark, several in groupby(there, key=lambda path: path.name[:16]):
-        paths = list(several)
+    sets = [list(several) for _, several in groupby(there, key=lambda path: path.name[:16])]
+    # Of two whole ones the newer: who is killed while packing leaves the older beside it.
+    for paths in sorted(sets, key=lambda paths: -max(path.stat().st_mtime_ns for path in paths)):
+        mark = paths[0].name[:16]
         content = b"".join(path.read_bytes() for path in paths)
         if hashlib.sha256(content).hexdigest()[:16] == mark:
             with zipfile.ZipFile(io.BytesIO(content)) as packed:

@@ -76,7 +76,7 @@ class Claim:
 def each_claim(place: Place | None = None) -> Iterator[Claim]:
     """The three claims on digits, on CIFAR-10 and on photographs; then one of this book's own.
 
-    Of what a record does not have yet nothing is said.
+    Of what a record of colours does not have yet nothing is said; those of digits must be there.
     """
     place = place or Place()
     digits, eps = results("mnist", place=place), 0.2

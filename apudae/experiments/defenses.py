@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from .. import purification
+from ..core.arguments import require
 from .place import Options, Place
 
 
@@ -106,6 +107,8 @@ def white_box(kind: str) -> Defense:
 
     def make(place: Place, **changes: Any) -> nn.Module:
         record = place.record("mnist_white_box") or Place().record("mnist_white_box")
+        advice = "go on with python -m apudae.experiments mnist-white-box"
+        require("chosen" in record, f"mnist_white_box has not chosen yet; {advice}")
         level = purification.Calibration(*record["levels"]["shipped"])
         options = record["chosen"][kind] | changes
         purifier = purification.Adaptive(place.model("mnist-dae"), calibration=level, **options)

@@ -77,7 +77,7 @@ class Run:
 
     def record(self, name: str, what: str, *keys: str) -> Record:
         """One of the run's records."""
-        about = {"what": what, "rehearsal": self.tiny}
+        about = {"what": what, "rehearsal": self.tiny, "images": self.images}
         return Record(name, about, self.place.results, keys=keys, device=self.place.device)
 
     def state(self) -> Record:
@@ -118,7 +118,8 @@ def tests(run: Run) -> Row:
         return _told("skipped: no tests here, or no pytest")
     shown = _shell("-m", "pytest", "-q", "-p", "no:cacheprovider", wanted)
     lines = [*shown.stdout.splitlines(), *shown.stderr.splitlines()]
-    return _told(lines[-1]) | {"output": lines[-20:], "code": shown.returncode}
+    require_whole(shown.returncode == 0, "tests: " + "\n".join(lines[-20:]))
+    return _told(lines[-1]) | {"output": lines[-20:]}
 
 
 def agreement(run: Run) -> Row:
@@ -137,7 +138,7 @@ def agreement(run: Run) -> Row:
         few.run(place, only=names[:1] if run.tiny else names)
         now, then = Results(few, place), results(study.name)
         for key in [tuple(row[k] for k in KEYS) for row in now.rows]:
-            if then.has(*key):
+            if then.has(*key) and (key[0], key[2]) not in then.reports:  # of another budget
                 pair = same_images(now.outcomes(*key), then.outcomes(*key))
                 same = partial(torch.eq, *(part >= 0.5 for part in pair))
                 table.measure((study.name, *key), lambda same=same: counted(same()))
@@ -160,8 +161,8 @@ def benchmarks(run: Run) -> Row:
 
     def printed(script: Path, *options: str) -> Row:
         shown = _shell(script, "--device", device.type, *options)
-        lines = (shown.stdout + shown.stderr[-2000:] * (shown.returncode != 0)).splitlines()
-        return {"output": lines, "code": shown.returncode}
+        require_whole(shown.returncode == 0, f"{script.name}: {shown.stderr[-2000:]}")
+        return {"output": shown.stdout.splitlines()}
 
     for script in scripts[1:2] if run.tiny else scripts:
         few = ("--quick",) if run.tiny and script.stem != "evaluation" else ()
@@ -232,7 +233,8 @@ def imagenet(run: Run) -> None:
         tiny, study = study.profiles["quick"], replace(study, images=_two_photographs)
         full = replace(tiny, data="full", fewer=tiny.fewer | {"jpeg": (2, 0)})
         study = replace(study, attacks={}, chosen={}, cw=_BRIEF, batch=0)
-    study = replace(study, name="imagenet_gpu", profiles={"full": full})
+    chosen = {name: sizes for name, sizes in study.chosen.items() if name == "full"}
+    study = replace(study, name="imagenet_gpu", profiles={"full": full}, chosen=chosen)
     study.run(place, only=["no defense", "direct"] if run.tiny else None)
 
 
@@ -423,6 +425,8 @@ def command(place: Place, asked: Namespace) -> None:
     if asked.unpack:
         unpack(bundle, place)
         return
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    require_whole(alone, "gpu is one process: start it without torchrun")
     gpu = torch.cuda.is_available()
     require_whole(gpu or asked.device, "there is no GPU here; --device cpu rehearses without one")
     device = check_device(asked.device or "cuda")

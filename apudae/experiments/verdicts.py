@@ -320,7 +320,7 @@ class Certified:
                 row = partial(_certify, model, x, sigma=sigma, record=path, **options)
             record.measure((kind, sigma, radius), row)
             if not radius and rank() == 0:  # its votes are stored in the row
-                for left in path.parent.glob(f"{escape(path.stem)}*.json"):
+                for left in [path, *path.parent.glob(f"{escape(path.stem)}.part-*.json")]:
                     left.unlink(missing_ok=True)
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, sigma: float, radius: float) -> Row:

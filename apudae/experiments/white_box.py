@@ -102,7 +102,7 @@ ROUNDS = (
 
 def networks(place: Place) -> dict[str, tuple[nn.Module, nn.Module]]:
     """Classifier and DAE by name; those that are not there are trained, and only tried."""
-    digits, sigma = cache(partial(train, place)), SELECTION.chosen(place)["sigma"]
+    digits, sigma = cache(partial(train, place)), (SELECTION.chosen(place) or SELECTION.chosen(Place()))["sigma"]
     again = recipes.digits_dae(sigma)
     others = {
         OTHER_SEED[0]: _CLASSIFIER,
@@ -173,13 +173,13 @@ def trials(
 ) -> Iterator[Trial]:
     """Round by round what is left, and for comparison the direct use; then what is chosen."""
     pairs = networks(place)
-    levels = record.more.setdefault("levels", {})
     for turn in rounds:
         few = images.take(turn.n)
         for name in turn.networks:
-            if name not in levels:
-                levels[name] = list(calibrate(pairs[name][1], images.images))
-            build = partial(purified, pairs[name], Calibration(*levels[name]))
+            if name not in record.more.get("levels", {}):
+                level = list(calibrate(pairs[name][1], images.images))
+                record.save(levels={name: level})
+            build = partial(purified, pairs[name], Calibration(*record.more["levels"][name]))
             for kind, options in (("direct", {}), *left):
                 yield Trial(
                     kind,

@@ -199,6 +199,8 @@ def certifying(
         return loss
 
     def announce(progress: float) -> None:
+        if not progress:
+            graphs.clear()  # they are no part of what the task is
         now["share"] = min(max((progress - ramp[0]) / (ramp[1] - ramp[0]), 0.0), 1.0)
 
     task.announce = announce

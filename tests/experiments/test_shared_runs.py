@@ -18,6 +18,13 @@ net = linear()
 blur = Defended(net, Direct(Blur()))
 bits = Defended(net, BitDepth(3))
 
+class Bounds(Certified):
+    def recipes(self):
+        return {}
+
+    def base(self, kind, sigma, place):
+        return net
+
 def tried(record, images, place):
     for name, model in {"blur": blur, "bits": bits}.items():
         yield Trial(name, {}, lambda model=model: model)
@@ -46,11 +53,15 @@ def work(rank, size):
     Ladder("ladder", defenses, lambda place: dots(9), (0.1,), (0.1,), 3, 5).run(place)
     options = {"images": lambda place: dots(10), "classifier": lambda place: net}
     Choice("choice", tried, epsilons=(0.0, 0.1), steps=3, **options).run(place)
-    kept = ("outcomes", "correct", "misread", "n", "stands", "options")
+    brief = {"n": 8, "draws": (50, 10), "sigmas": (0.25,), "radii": (1.0,), "attacked": 4}
+    brief |= {"steps": 2, "per_gradient": 2, "judges": 20}
+    Bounds("bounds", "dots", "", None, lambda place: dots(9), **brief).run(place)
+    kept = ("outcomes", "correct", "misread", "n", "stands", "options", "votes", "predictions")
     found = {}
-    for name in ("toy", "verdict", "ladder", "choice"):
+    for name in ("toy", "verdict", "ladder", "choice", "bounds_certified"):
         rows = load(name, place.results)["rows"]
-        rows.sort(key=lambda row: [str(row.get(k)) for k in ("defense", "attack", "eps", "name")])
+        order = ("defense", "attack", "eps", "name", "kind", "radius")
+        rows.sort(key=lambda row: [str(row.get(k)) for k in order])
         found[name] = [{k: row[k] for k in kept if k in row} for row in rows]
     return found
 """
@@ -66,5 +77,28 @@ def test_studies_by_several_processes_have_the_rows_of_one(tmp_path):
     assert all(alone.values()) and len(alone["toy"]) == 3 * 5
     for found in shared:
         assert found == alone
-    left = [path.name for path in (tmp_path / "results-3").iterdir() if "part" in path.name]
-    assert not left
+    for folder in ("results-3", "work-3"):
+        assert not [path.name for path in (tmp_path / folder).iterdir() if "part" in path.name]
+
+
+BESIDE = """
+from apudae.core.processes import divided
+from apudae.core.record import Record
+
+def work(rank, size):
+    mine = Record(f"shared-{size}", {}, out, keys=("row",))
+    if rank == 0:  # what another run has stored meanwhile, in the same folder
+        other = Record(f"shared-{size}", {}, out, keys=("row",), alone=True)
+        other.rows.append({"row": "x", "n": 1})
+        other.save(seen={"x": 1})
+    found = [mine.measure((k,), lambda: {"n": len(divided(lambda p: p, 7))}) for k in "xyx"]
+    mine.save(seen={"y": 2})
+    return [[row["row"], row["n"]] for row in found], len(mine.rows), mine.more["seen"]
+"""
+
+
+def test_what_another_run_has_stored_is_taken_over_by_all_processes(tmp_path):
+    support.forked(tmp_path, BESIDE, "beside", (1, 3))
+    for size, rank in ((1, 0), (3, 0), (3, 1), (3, 2)):
+        found = json.loads((tmp_path / f"beside-{size}-{rank}.json").read_text())
+        assert found == [[["x", 1], ["y", 7], ["x", 1]], 2, {"x": 1, "y": 2}]

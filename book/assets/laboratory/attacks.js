@@ -52,7 +52,7 @@
   lab.attack = async function* (x, labels, state) {
     const { attack, eps, norm } = state;
     let z = Float32Array.from(x);
-    if (attack === "none") return;
+    if (attack === "none" || attack === "brush") return; // a brush is led by hand
     if (attack === "noise") { yield start(x, state).image; return; }
     const fgsm = attack === "fgsm", size = fgsm ? eps : state.size;
     if (!fgsm && state.start) yield z = start(x, state).image;

@@ -72,7 +72,6 @@ window.laboratory = (() => {
   const error = z => z.sub(run("mnist-dae", z)).square().sum([1, 2, 3]);
 
   const probabilities = x => value(z => logits(z).softmax(), x);
-  const predictions = x => Array.from(value(z => logits(z).argMax(1).toFloat(), x));
 
   // Lets the page draw and listen, whenever a twentieth of a second has gone by.
   let last = performance.now();
@@ -97,5 +96,5 @@ window.laboratory = (() => {
     return tf.getBackend();
   };
 
-  return { SIDE, PIXELS, bytes, run, value, gradient, images, crossEntropy, error, logits, probabilities, predictions, breathe, ready };
+  return { SIDE, PIXELS, bytes, run, value, gradient, images, crossEntropy, error, logits, probabilities, breathe, ready };
 })();

@@ -40,6 +40,7 @@
       if (!field || text === "" || !field.allows(value)) return { state: fresh(), wrong: `${key}=${text}` };
       state[key] = value;
     }
+    if (state.attack === "brush" && state.norm !== "linf") return { state: fresh(), wrong: `norm=${state.norm}` };
     return state.eps > largest(state.norm) ? { state: fresh(), wrong: `eps=${state.eps}` } : { state };
   };
   const written = state => new URLSearchParams(
@@ -47,9 +48,10 @@
 
   let { state, wrong } = parsed(location.hash);
   let x, label, own = null; // the clean image, its class; a reader's own image
-  let z, gone = 0; // the attacked one, and how many steps it took
+  let z, gone = 0; // the attacked one, and how many steps it took; a random start is none
   let turn = 0, playing = false, walking = null; // what is computed for an older turn is dropped
   let shown = {}; // what the last look found
+  let upright = false; // is the digit read right behind the purifier, before anything is changed?
 
   const digit = n => {
     const { images, labels } = window.LABORATORY.digits;
@@ -82,12 +84,14 @@
       <label class="button">Open a picture<input type="file" accept="image/*"></label>
     </div>
     <div class="sketch" hidden>
-      <canvas width="280" height="280" tabindex="0" aria-label="Draw a digit here, white on black"></canvas>
+      <canvas width="280" height="280" role="img" aria-label="Draw a digit here, white on black"></canvas>
+      <small>Draw with mouse, pen or finger. If you work by keyboard, open a picture instead.</small>
       <div class="hand"><button data-do="use">Use it</button><button data-do="wipe">Wipe</button></div>
     </div>
     <div class="pictures">
       ${picture("clean", "clean")}${picture("attacked", "attacked")}${picture("change", "change")}${picture("purified", "purified")}
     </div>
+    <p class="keys" hidden>Paint on the attacked image with mouse, pen or finger; or go to it with the tab key: arrow keys move, space paints.</p>
     <div class="hand play">
       <button data-do="play" class="main">Attack</button><button data-do="step">One step</button><button data-do="reset">Start again</button>
       <span class="count"></span>
@@ -117,7 +121,7 @@
     <section class="little"><h3>How little do you need?</h3><p></p></section>
     <section class="missions"><h3>Missions</h3><ol></ol></section>
     <div class="hand share"><button data-do="link">Copy a link to this</button><button data-do="python">Copy it as Python</button></div>
-    <textarea class="python" rows="12" readonly hidden aria-label="The same attack in Python"></textarea>`;
+    <textarea class="python" rows="12" readonly hidden></textarea>`;
 
   const say = text => { $(".message").textContent = text; };
 
@@ -166,6 +170,13 @@
       eps: state.attack !== "none", whom: ["fgsm", "pgd"].includes(state.attack) && state.purifier !== "none",
     };
     for (const key in on) $(`.k-${key}`).hidden = !on[key];
+    const painting = state.attack === "brush";
+    for (const name of ["play", "step"]) $(`[data-do=${name}]`).disabled = painting || state.attack === "none";
+    $(".keys").hidden = !painting;
+    $(".p-attacked").classList.toggle("painting", painting);
+    // An image, but while it is painted on something that takes keys.
+    attacked.setAttribute("role", painting ? "application" : "img");
+    if (painting) attacked.tabIndex = 0; else attacked.removeAttribute("tabindex");
   };
 
   // --- settings and their places ------------------------------------------------------------------
@@ -181,11 +192,13 @@
       if (output) output.textContent = Number(state[field.dataset.key]).toFixed(field.step < 0.01 ? 3 : field.step < 1 ? 2 : 0);
     });
     visible();
-    history.replaceState(null, "", `#${written(state)}`);
+    // Browsers limit how often; a slider that is drawn may go beyond.
+    try { history.replaceState(null, "", `#${written(state)}`); } catch { /* the next one will say it */ }
   };
 
-  const fetchNetwork = async name => {
-    if (window.LABORATORY[name]) return;
+  const loaded = async () => {
+    const name = "mnist-purifier";
+    if (state.purifier !== "trained" || window.LABORATORY[name]) return;
     say("Loading the purifier of chapter 13 …");
     await new Promise((done, fail) => {
       const script = document.createElement("script");
@@ -198,15 +211,26 @@
   };
   const $base = document.querySelector("script[src*='laboratory/page.js']").src;
 
-  // A look at the attacked image: through the purifier, to the classifier, onto the page.
+  // What fails is said, and the page goes on.
+  const safely = async f => {
+    try { return await f(); } catch (error) { say(String(error.message ?? error)); return false; }
+  };
+
+  // A look at the attacked image: through the purifier, to the classifier, onto the page. While it
+  // lasts the image may change; all that it finds is of one image, and no older look comes after.
+  let looks = 0, latest = 0;
   const look = async mine => {
-    const made = await lab.purifier(state)(z, image => mine === turn && paint($(".p-purified canvas"), image));
-    const p = lab.probabilities(Float32Array.of(...x, ...z, ...made.image));
+    await loaded();
     if (mine !== turn) return false;
+    const image = z, nth = ++looks;
+    const made = await lab.purifier(state)(image, part => mine === turn && nth === looks && paint($(".p-purified canvas"), part));
+    if (mine !== turn || nth < latest) return false;
+    latest = nth;
+    const p = lab.probabilities(Float32Array.of(...x, ...image, ...made.image));
     const [clean, bare, purified] = [0, 1, 2].map(k => Array.from(p.subarray(10 * k, 10 * k + 10)));
-    const away = z.map((v, k) => v - x[k]), most = Math.max(...away.map(Math.abs));
+    const away = image.map((v, k) => v - x[k]), most = Math.max(...away.map(Math.abs));
     paint($(".p-clean canvas"), x);
-    paint($(".p-attacked canvas"), z);
+    drawn();
     paint($(".p-change canvas"), away, change(Math.max(most, 0.02)));
     paint($(".p-purified canvas"), made.image);
     const reads = { clean: bars("clean", "clean, no purifier", clean), bare: bars("attacked", "attacked, no purifier", bare) };
@@ -214,7 +238,8 @@
     for (const [key, text] of Object.entries({ clean: reads.clean, attacked: reads.bare, purified: reads.purified })) {
       $(`.p-${key} b`).textContent = `reads ${text}`;
       $(`.p-${key}`).classList.toggle("wrong", text !== label);
-      $(`.p-${key} canvas`).setAttribute("aria-label", `${key} image, read as ${text}`);
+      const keys = key === "attacked" && state.attack === "brush" ? "; arrow keys move, space paints" : "";
+      $(`.p-${key} canvas`).setAttribute("aria-label", `${key} image, read as ${text}${keys}`);
     }
     const l2 = lab.lengths(away)[0], changed = away.filter(v => Math.abs(v) > 1 / 512).length;
     $(".p-change b").textContent = `L∞ ${most.toFixed(2)}, L2 ${l2.toFixed(1)}`;
@@ -228,52 +253,50 @@
       $(".path output").textContent = knob.value;
     }
     $(".count").textContent = state.attack === "pgd" ? `step ${gone} of ${state.steps}` : "";
-    shown = { ...reads, most, l2, changed, inside: inside() };
+    shown = { ...reads, most, l2, changed, inside: inside(image) };
+    if (most === 0) upright = reads.purified === label;
     remember();
     judge();
     return true;
   };
 
   // Whatever was done: the ball, and [0, 1].
-  const inside = () => {
-    const within = z.every((v, k) => v >= 0 && v <= 1 && Number.isFinite(v));
-    const away = z.map((v, k) => v - x[k]);
-    const size = state.norm === "linf" || state.attack === "brush" ? Math.max(...away.map(Math.abs)) : lab.lengths(away)[0];
+  const inside = image => {
+    const within = image.every(v => v >= 0 && v <= 1 && Number.isFinite(v));
+    const away = image.map((v, k) => v - x[k]);
+    const size = state.norm === "linf" ? Math.max(...away.map(Math.abs)) : lab.lengths(away)[0];
     return within && size <= state.eps + 1e-5;
   };
 
   let steps = null; // the attack that is under way
-  const again = async (keep = false) => {
+  const unchanged = () => { z = Float32Array.from(x); gone = 0; steps = null; };
+  const again = async () => {
     const mine = ++turn;
-    playing = false;
+    playing = upright = false;
     $("[data-do=play]").textContent = "Attack";
-    if (!keep) { z = Float32Array.from(x); gone = 0; steps = null; }
-    try {
-      if (state.purifier === "trained") await fetchNetwork("mnist-purifier");
-      return await look(mine);
-    } catch (error) {
-      say(String(error.message ?? error));
-      return false;
-    }
+    unchanged();
+    return safely(() => look(mine));
   };
 
-  const step = async () => {
+  const step = () => safely(async () => {
     const mine = turn;
+    await loaded();
+    if (mine !== turn) return false;
+    const start = !steps && state.attack === "pgd" && state.start;
     steps ??= lab.attack(x, [label], { ...state });
     const { value, done } = await steps.next();
-    if (mine !== turn) return false;
-    if (done) return false;
+    if (mine !== turn || done) return false;
     z = value;
-    gone++;
+    if (!start) gone++;
     return await look(mine);
-  };
+  });
 
   const play = async () => {
     if (playing) { playing = false; $("[data-do=play]").textContent = "Attack"; return; }
     playing = true;
     $("[data-do=play]").textContent = "Pause";
     const mine = turn;
-    if (steps && gone >= state.steps) { steps = null; z = Float32Array.from(x); gone = 0; }
+    if (gone >= (state.attack === "pgd" ? state.steps : 1)) unchanged(); // it is over: from the beginning
     while (playing && mine === turn && await step()) {
       await new Promise(resolve => setTimeout(resolve, still.matches ? 0 : 30));
     }
@@ -285,8 +308,7 @@
 
   const remember = () => {
     const key = `best ${state.purifier}`, best = memory.get(key) ?? {};
-    const fooled = shown.clean === label && shown.purified !== label && shown.inside && own === null;
-    if (fooled) {
+    if (fair() && shown.purified !== label) {
       for (const part of ["most", "l2", "changed"]) best[part] = Math.min(best[part] ?? Infinity, shown[part]);
       memory.set(key, best);
     }
@@ -295,8 +317,9 @@
       : `Behind this purifier the least that was enough: ${best.most.toFixed(3)} in one pixel (L∞), ${best.l2.toFixed(2)} in length (L2), ${best.changed} pixels changed.`;
   };
 
+  const follows = () => ["fgsm", "pgd"].includes(state.attack); // for the others `whom` says nothing
   const knows = () => state.whom !== "classifier";
-  const fair = () => shown.clean === label && shown.inside && own === null && state.attack !== "none";
+  const fair = () => shown.clean === label && upright && shown.inside && own === null && state.attack !== "none";
   const MISSIONS = [
     { id: "bare", text: "Make the classifier without a purifier misread a digit, with ε of at most 0.1 in L∞.",
       done: () => fair() && state.purifier === "none" && state.norm === "linf" && shown.most <= 0.1 + 1e-5 && shown.bare !== label,
@@ -306,7 +329,7 @@
       taught: "Who follows the gradient through the DAE gets through it.", chapter: ["07_adaptive_attacks", "Adaptive attacks"] },
     { id: "saved", text: "Find a digit that the adaptive purifier saves from an attack on the classifier alone (ε of at most 0.3). Then fell the same digit with an attack that knows the purifier.",
       done: () => {
-        if (!fair() || state.purifier !== "adaptive" || state.norm !== "linf" || shown.most > 0.3 + 1e-5) return false;
+        if (!fair() || !follows() || state.purifier !== "adaptive" || state.norm !== "linf" || shown.most > 0.3 + 1e-5) return false;
         const saved = memory.get("saved digits") ?? [];
         if (!knows() && shown.bare !== label && shown.purified === label && !saved.includes(state.digit)) {
           memory.set("saved digits", [...saved, state.digit]);
@@ -316,9 +339,9 @@
       },
       taught: "What an attacker who has not heard of the defense leaves says little.", chapter: ["08_honest_evaluation", "An honest evaluation"] },
     { id: "cut", text: "Put a cut before the classifier, and find a digit on which PGD along the exact gradient fails (ε of at most 0.3, 20 steps or more). Fell it with BPDA or the stand-in. Then say why:",
-      reasons: ["The digit is too clear to be attacked.", "Where the cut is flat its gradient is zero, and PGD stands still.", "BPDA has a larger ε."], right: 1,
+      reasons: ["The digit is too clear to be attacked.", "Where the cut is flat its gradient is zero, and PGD stands still.", "BPDA has a larger ε."],
       done: () => {
-        if (!fair() || state.purifier !== "cut" || state.norm !== "linf" || shown.most > 0.3 + 1e-5) return false;
+        if (!fair() || !follows() || state.purifier !== "cut" || state.norm !== "linf" || shown.most > 0.3 + 1e-5) return false;
         const blind = memory.get("blind digits") ?? [];
         if (state.whom === "exact" && gone >= Math.max(state.steps, 20) && shown.purified === label && !blind.includes(state.digit))
           memory.set("blind digits", [...blind, state.digit]);
@@ -340,7 +363,7 @@
     }
   };
   $(".missions ol").innerHTML = MISSIONS.map(m => `<li data-mission="${m.id}">${m.text}
-    ${(m.reasons ?? []).map((r, k) => `<label><input type="radio" name="why-${m.id}" value="${k}"> ${r}</label>`).join("")}
+    ${m.reasons ? `<div role="radiogroup" aria-label="Why PGD along the exact gradient fails">${m.reasons.map((r, k) => `<label><input type="radio" name="why-${m.id}" value="${k}"> ${r}</label>`).join("")}</div>` : ""}
     <span class="taught" hidden>${m.taught} → <a href="${m.chapter[0]}.html">${m.chapter[1]}</a></span></li>`).join("");
 
   // --- the reader's own images -----------------------------------------------------------------------
@@ -437,7 +460,11 @@
     return lines;
   };
 
-  const copy = async (text, told) => {
+  const copy = async (text, what, told) => {
+    const area = $("textarea.python");
+    area.hidden = false;
+    area.value = text;
+    area.setAttribute("aria-label", what);
     try { await navigator.clipboard.writeText(text); say(told); } catch { say("Copy it from here:"); }
   };
 
@@ -458,8 +485,9 @@
     draw: () => { $(".sketch").hidden = !$(".sketch").hidden; },
     wipe: () => { const c = $(".sketch canvas").getContext("2d"); c.fillStyle = "#000"; c.fillRect(0, 0, 280, 280); },
     use: () => takeOwn($(".sketch canvas")),
-    link: () => { const url = location.href; $(".python").hidden = false; $(".python").value = url; return copy(url, "The link is copied."); },
-    python: () => { const text = python(); $(".python").hidden = false; $(".python").value = text; return copy(text, "The snippet is copied."); },
+    link: () => copy(`${location.href.split("#")[0]}#${written(state)}`, "A link to this",
+      own ? "The link is copied. It opens a test digit: your own image stays here." : "The link is copied."),
+    python: () => copy(python(), "The same attack in Python", "The snippet is copied."),
   };
   root.addEventListener("click", event => {
     const button = event.target.closest("button");
@@ -480,6 +508,8 @@
     if (!FIELDS[key].allows(value)) return;
     state[key] = value;
     if (key === "norm") { [state.eps, state.size] = value === "linf" ? [0.2, 0.02] : [2, 0.2]; }
+    // A brush moves pixels, each by at most ε.
+    if (state.attack === "brush" && state.norm !== "linf") Object.assign(state, { norm: "linf", eps: 0.2, size: 0.02 });
     show();
     again();
   });
@@ -518,6 +548,7 @@
     return true;
   });
   const dab = (col, row, dark) => {
+    z = z.slice(); // a look may be at the old one
     for (let dr = -1; dr <= 1; dr++) for (let dc = -1; dc <= 1; dc++) {
       const [r, c] = [row + dr, col + dc], k = r * SIDE + c;
       if (r >= 0 && c >= 0 && r < SIDE && c < SIDE) z[k] += (dark ? -1 : 1) * state.eps * (dr || dc ? 0.5 : 1);
@@ -525,24 +556,39 @@
     z = lab.project(z, x, { norm: "linf", eps: state.eps });
   };
   // Where the image is bright the brush darkens, elsewhere it lightens.
-  let busy = false;
-  const painted = async () => { if (busy) return; busy = true; await look(turn); busy = false; };
+  let busy = false, dirty = false;
+  const painted = async () => {
+    drawn();
+    dirty = true;
+    if (busy) return; // strokes during a look get one of their own, after it
+    busy = true;
+    while (dirty) { dirty = false; await safely(() => look(turn)); }
+    busy = false;
+  };
   const attacked = $(".p-attacked canvas");
-  attacked.tabIndex = 0;
+  let cursor = [14, 14], keyed = false; // the cursor is shown to whom keys lead
+  const drawn = () => {
+    paint(attacked, z);
+    if (!keyed || state.attack !== "brush") return;
+    const context = attacked.getContext("2d");
+    context.fillStyle = "#e69f00";
+    context.fillRect(...cursor, 1, 1);
+  };
+  attacked.addEventListener("focus", () => { keyed = attacked.matches(":focus-visible"); drawn(); });
+  for (const end of ["blur", "pointerdown"]) attacked.addEventListener(end, () => { if (keyed) { keyed = false; drawn(); } });
   strokes(attacked, (_, [u, v]) => {
     if (state.attack !== "brush") return false;
     const [col, row] = [Math.floor(u * SIDE), Math.floor(v * SIDE)];
     dab(col, row, x[row * SIDE + col] > 0.5);
-    paint(attacked, z);
     painted();
     return true;
   });
-  let cursor = [14, 14];
   attacked.addEventListener("keydown", event => {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (state.attack !== "brush" || !(way || event.key === " ")) return;
     event.preventDefault();
-    if (way) { cursor = cursor.map((k, i) => Math.min(Math.max(k + way[i], 0), SIDE - 1)); say(`row ${cursor[1] + 1}, column ${cursor[0] + 1}; space paints`); return; }
+    keyed = true;
+    if (way) { cursor = cursor.map((k, i) => Math.min(Math.max(k + way[i], 0), SIDE - 1)); drawn(); say(`row ${cursor[1] + 1}, column ${cursor[0] + 1}; space paints`); return; }
     dab(...cursor, x[cursor[1] * SIDE + cursor[0]] > 0.5);
     painted();
   });
