@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import check_count, check_images, check_number, checked
-from ..core.calling import ask
+from ..core.calling import ask, bounded
 from ..core.norms import Ball, length, normals, per_image, uniforms, within_reach
 from .adaptive import Exact
 from .objective import Best, Objective, by_chunk, check_attack
@@ -67,7 +67,7 @@ class NES(Exact):
             with torch.no_grad():
                 step = self.sigma * u[:, None]
                 near = torch.stack([x + step, x - step]).clamp(0, 1)  # [2, S, N, C, H, W]
-                answers = ask_each(self.model, near.flatten(0, 2), len(x), draw)
+                answers = bounded(ask_each(self.model, near.flatten(0, 2), len(x), draw))
                 there, back = answers.view(2, len(u), len(x), -1)
             total = total + (there + back).sum(0) / 2
             along = change @ u.flatten(1).T  # [N, S]; zero, but its slope is u
@@ -118,7 +118,10 @@ def boundary(
         best = Best(ball.x)
         best.offer(torch.arange(len(y), device=y.device), ball.x, *objective.value(ball.x, y))
         z, found = _far(objective, ball, y, starts, index, seed)
+        objective.at(_WALK)  # however many starts were tried: draws are keyed by the turn
         place = (found & ~best.fallen).nonzero().flatten()
+        if len(place) == 0:
+            return best.images
         z = _nearer(objective, ball[place], z[place], y[place], reach)
         for step in range(steps + 1):
             inside, labels = ball[place], y[place]
@@ -148,6 +151,7 @@ def boundary(
 
 
 _TRIES, _BISECTIONS, _STARTS = 6, 10, 8
+_WALK = 100  # the turn at which the walk begins
 
 
 def _far(

@@ -207,6 +207,10 @@ class Objective:
                 for part in self._parts(x)
             )
 
+    def at(self, turn: int) -> None:
+        """Go on as if so many queries had been asked: draws and directions are keyed by it."""
+        self._turn = turn
+
     def _parts(self, x: Tensor) -> list[slice]:
         """Passes of at most ``size`` images, all about as large."""
         passes = max(math.ceil(len(x) / self.size), 1) if self.size else 1
@@ -251,6 +255,8 @@ class Objective:
                     "you measure too high. Return the values before the softmax."
                 )
             self.classes = logits.shape[1]
+        # Of +inf the cross-entropy and the margin have no slope: an attack would stop in silence.
+        self._nan = self._nan | (logits.detach().amax() == torch.inf)
         return logits
 
     def _answer(

@@ -11,8 +11,8 @@ refused by name.
 With ``rounding``, which proofs take, everything is computed in float64, and the bounds are widened
 by what float32 can lose in each layer: a sum of k products, in whatever order, is off by at most
 about k · 2⁻²⁴ of the sum of their sizes (Higham 2002, section 3.1). So they hold for the network as
-it is run in float32, too, as long as its convolutions are sums of products (cuDNN's and oneDNN's
-Winograd forms are not).
+it is run in float32, too, as long as its convolutions are sums of products in float32 (Winograd
+forms of cuDNN and oneDNN are not, nor is TF32, cuDNN's default on newer GPUs).
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ class _Walk(fx.Interpreter):
         if not any(isinstance(part, Interval) for part in args):
             return super().call_function(target, tuple(args), dict(kwargs))
         if target in _ARITHMETIC:
+            require(not kwargs, f"model: no bounds are known of {', '.join(kwargs)} in sums")
             found = _ARITHMETIC[target](*args)
             return found.widened(2 * UNIT * found.size) if self.rounding else found
         z, *rest = args
@@ -231,7 +232,8 @@ def _lost(layer: Any, z: Interval) -> Tensor:
     if isinstance(layer, nn.BatchNorm2d):
         size = size + _sizes(layer, layer.running_mean.abs()[None, :, None, None])
     if bias is not None:
-        size = size + (bias.abs() if size.dim() == 2 else bias.abs()[:, None, None])
+        flat = isinstance(layer, nn.Linear)
+        size = size + (bias.abs() if flat else bias.abs()[:, None, None])
     return share * size
 
 

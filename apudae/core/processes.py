@@ -155,16 +155,21 @@ def check_shared(folder: Path) -> None:
     if world() == 1:
         return
     mark = folder / f".shared-{everyones(os.urandom(8).hex())[0]}.apudae"
+    able = True
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    everyones(0)  # it is there
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError:
+            able = False
+    if not everyones(able)[0]:
+        return  # what is there can be read; who writes will be told why not
     until = time.monotonic() + 5  # of a network's file system
     while not (there := mark.is_file()) and time.monotonic() < until:
         time.sleep(0.2)
     blind = [k for k, sees in enumerate(everyones(there)) if not sees]
     if rank() == 0:
-        mark.unlink(missing_ok=True)  # who is ahead may have swept it
+        mark.unlink(missing_ok=True)
     require(not blind, f"record: {folder} is not shared, process {blind} does not see it")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attacks
-from ..core.calling import ask
+from ..core.calling import ask, bounded
 
 SILENT = "a class that no image has"
 
@@ -39,11 +39,19 @@ def towards_each(
     Returns:
         Per image, one that is read as another class if there was one.
     """
+    size = options.get("batch_size") or max(len(x), 1)
 
+    @torch.no_grad()
     def read(z: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = model(z) if isinstance(model, attacks.View) else ask(model, z)
-        return logits
+        """Logits; of a view that averages over draws those of its likeliest answers."""
+        found = []
+        for part in z.split(size):
+            if isinstance(model, attacks.View):
+                draws = [bounded(said).softmax(1) for said in model.answers(part, 0)]
+                found.append(torch.stack(draws).mean(0).log())
+            else:
+                found.append(ask(model, part))
+        return torch.cat(found)
 
     logits = read(x).scatter(1, y[:, None], -torch.inf)
     logits[:, abstain] = -torch.inf

@@ -180,6 +180,9 @@ def evaluate(
         few = x[first], y, index[first], eps, norm
         classes, found = together(partial(_first_look, model, *few), first=True)
         target, odd = isolated(bare, kept, x[first], index[first])
+        marks = everyones(sorted(odd))
+        agree = all(mark == marks[0] for mark in marks)
+        require(agree, f"processes: they see differently what answers depend on, {marks}")
         asked = model if target is bare else target
         if asked is not model:
             classes, found = together(partial(_first_look, asked, *few), first=True)

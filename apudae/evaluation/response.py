@@ -8,7 +8,7 @@ again with another seed and more queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -74,13 +74,11 @@ def respond(
         run = partial(attack, view, **options | more)
         found.append(Attack(name, kind, run, forwards=cost * draws))
 
-    for name, view in views_of(model, ball.x).items():
+    hidden = (model.model,) if isinstance(model, Isolated) else ()
+    for name, view in views_of(model, ball.x, y, skip=hidden).items():
         for loss in ("ce", "margin"):
             more = {"steps": budget.apgd, "loss": loss, "restarts": 2}
             add(f"{name}, {loss}", "surrogate", attacks.apgd, view, 4 * budget.apgd, **more)
-    inside = bool(found)
-    if inside and isinstance(model, Isolated):
-        return found  # it is asked image by image, and what hid its gradients is known
     steps = max(2, budget.apgd // 3)
     walk = {"starts": bank.x, "steps": steps}
     add("border", "white box", attacks.boundary, attacks.Uncut(model), 18 * steps, **walk)
@@ -92,8 +90,6 @@ def respond(
         add(f"NES, σ = {sigma:.2g}", "black box", attacks.pgd, view, 20 * sampled, **more)
     again, view = {"queries": 2 * budget.queries, "seed": seed + 1}, attacks.Exact(model)
     add("Square, again", "black box", attacks.square, view, again["queries"], **again)
-    if inside:
-        return found  # nothing that is learned or walked to is as near as the classifier itself
     view = attacks.NES(model, eps / 2 / pixels, samples=sampled, tiles=(2,), seed=seed)
     more = {"starts": bank.x, "steps": 10}
     add("border, NES", "black box", attacks.boundary, view, 20 * sampled, **more)
@@ -104,19 +100,38 @@ def respond(
         kept = replace(bank, x=bank.x.clone())
         return distil(model, kept, y[: len(bank)], classes=classes, queries=queries, seed=seed)
 
-    def copied(x: Tensor, labels: Tensor, **more: Any) -> Tensor:
+    def copied(x: Tensor, labels: Tensor, *, eps: float, norm: str, **more: Any) -> Tensor:
         view = attacks.Surrogate(model, learned())
         view = attacks.EOT(view, draws) if random else view
-        more |= {"early_stop": not random, "steps": budget.apgd, "loss": "margin"}
+        more |= {"eps": eps, "norm": norm, "steps": budget.apgd, "loss": "margin"}
         return attacks.apgd(view, x, labels, **options | more)
 
-    def keyed(
-        x: Tensor, labels: Tensor, index: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        return copied(x, labels, index=index, mask=mask)
-
-    found.append(Attack("learned substitute", "black box", keyed, forwards=budget.queries // 4))
+    run = partial(_told_all(copied), **_ball(options), early_stop=not random)
+    found.append(Attack("learned substitute", "black box", run, forwards=budget.queries // 4))
     return found
+
+
+def _ball(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("eps", "norm")}
+
+
+def _told_all(attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An attack that names what others look for: the ball, the keys, where it may stop."""
+
+    def named(
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float,
+        norm: str,
+        early_stop: bool,
+        index: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        given = {"eps": eps, "norm": norm, "early_stop": early_stop}
+        return attack(x, y, **given, index=index, mask=mask)
+
+    return named
 
 
 def transfer(
@@ -155,12 +170,10 @@ def speaking(
     targets = max(1, min(budget.targets, classes - 2))
     more = {"abstain": abstain, "targets": targets, "steps": budget.apgd}
 
-    def run(
-        x: Tensor, y: Tensor, index: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        given = {"index": index, "mask": mask, "early_stop": not random, "loss": "margin"}
-        return towards_each(view, x, y, **options | more | given)
+    def aimed(x: Tensor, y: Tensor, **given: Any) -> Tensor:
+        return towards_each(view, x, y, **options | more | given | {"loss": "margin"})
 
+    run = partial(_told_all(aimed), **_ball(options), early_stop=not random)
     cost = targets * budget.apgd * draws
     return Attack("towards each class", "white box", run, gradients=cost, everywhere=True)
 

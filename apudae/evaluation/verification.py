@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..attacks.objective import check_attack
 from ..core import bounds
 from ..core.arguments import check_count, checked, require
-from ..core.calling import evaluating, unwrapped
+from ..core.calling import evaluating, is_random, unwrapped
 from ..core.scores import Accuracy
 from ..purification.purifier import Defended, Direct, Purifier
 
@@ -74,6 +74,7 @@ def verify(
     check_attack(model, x, y, eps, "linf")
     check_count(batch_size, "batch_size")
     whole = network(model)
+    require(not len(x) or not is_random(model, x[:8]), "model: its answers are random")
     with evaluating(whole):
         graph, found = bounds.traced(whole), []
         for part, labels in zip(x.double().split(batch_size), y.split(batch_size), strict=True):

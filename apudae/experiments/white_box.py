@@ -102,7 +102,10 @@ ROUNDS = (
 
 def networks(place: Place) -> dict[str, tuple[nn.Module, nn.Module]]:
     """Classifier and DAE by name; those that are not there are trained, and only tried."""
-    digits, sigma = cache(partial(train, place)), (SELECTION.chosen(place) or SELECTION.chosen(Place()))["sigma"]
+    digits, sigma = (
+        cache(partial(train, place)),
+        (SELECTION.chosen(place) or SELECTION.chosen(Place()))["sigma"],
+    )
     again = recipes.digits_dae(sigma)
     others = {
         OTHER_SEED[0]: _CLASSIFIER,

@@ -100,7 +100,7 @@ PRESETS: dict[str, Variant] = {
         "called without options there: steps, size and ε are this package's",
     ),
 }
-_OWN_DRAW = 2**16 - 1  # one that no caller may ask for
+_OWN_DRAW = 2**16 - 2  # one that no caller may ask for, nor, in `uniforms`, any attack
 _NOISE_CAP = 4.0  # the authors let the noise grow up to here
 
 

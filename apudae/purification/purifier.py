@@ -25,7 +25,16 @@ from ..core.arguments import (
     check_output,
     checked,
 )
-from ..core.calling import HALF, MEMORY, bounded, logits_of, remembering, takes_keys, unwrapped
+from ..core.calling import (
+    HALF,
+    MEMORY,
+    bounded,
+    logits_of,
+    remembering,
+    takes_keys,
+    unwrapped,
+    within,
+)
 from ..core.norms import clip, normals, uniforms
 from .reconstruction import check_dae, reconstruct, reconstruction_error
 
@@ -118,8 +127,8 @@ class Purifier(nn.Module):
     def _check(self, x: Tensor, index: Tensor | None, draw: int) -> None:
         """Look at the keys, and once, at the first call, at the DAE's output."""
         check_count(draw, "draw", minimum=0)
-        if draw >= _STREAMS - 1:
-            raise ValueError(f"draw: expected less than {_STREAMS - 1}, got {draw}; change seed")
+        if draw >= _STREAMS - 2:
+            raise ValueError(f"draw: expected less than {_STREAMS - 2}, got {draw}; change seed")
         if index is not None:
             check_labels(index, len(x), name="index")
         if len(x) and not self._seen:
@@ -263,7 +272,8 @@ class Defended(nn.Module):
             return self.classifier(self._purify(x, index, draw))
         chances = []
         for k in range(self.draws):
-            logits = self.classifier(self._purify(x, index, draw * self.draws + k))
+            with within(MEMORY, MEMORY.get() // self.draws):  # all their graphs are kept at once
+                logits = self.classifier(self._purify(x, index, draw * self.draws + k))
             check_output(logits, x)
             chances.append(bounded(logits).log_softmax(1))
         return torch.stack(chances).logsumexp(0) - math.log(self.draws)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.arguments import checked
+from ..core.calling import MEMORY, within
 from .adaptive import Adaptive
 from .purifier import Purifier, Watch
 from .steps import Sign
@@ -83,7 +84,8 @@ class Soap(Purifier):
         return Soap(self.dae.net, radii=self.radii, **{**options, **changes})
 
     def _purify(self, x: Tensor, index: Tensor | None, draw: int, watch: Watch | None) -> Tensor:
-        ends = torch.stack([walk(x, index, draw) for walk in self.walks])
+        with within(MEMORY, MEMORY.get() // len(self.walks)):  # all their graphs are kept at once
+            ends = torch.stack([walk(x, index, draw) for walk in self.walks])
         with torch.no_grad():
             best = torch.stack([self.error(z) for z in ends]).argmin(0)
         place = torch.arange(len(x), device=x.device)

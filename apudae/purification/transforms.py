@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.arguments import check_count, check_number, checked
-from ..core.norms import per_image, uniforms
+from ..core.norms import clip, per_image, uniforms
 
 # The quantisation tables of the JPEG standard (ITU-T T.81, annex K), rows of an 8 × 8 block.
 _LUMINANCE = """
@@ -178,7 +178,7 @@ class ResizePad(nn.Module):
         theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
         theta[:, :, 2] = -centre / scale[:, None]
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False).clamp(0, 1)
+        return clip(F.grid_sample(x, grid, align_corners=False))
 
     def extra_repr(self) -> str:
         return f"smallest={self.smallest:g}"

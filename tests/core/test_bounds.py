@@ -146,6 +146,11 @@ class Looks(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Scaled(nn.Module):
+    def forward(self, x):
+        return torch.add(x, x, alpha=-3.0)
+
+
 class Divides(nn.Module):
     def forward(self, x):
         return 1 / x
@@ -156,6 +161,7 @@ class Divides(nn.Module):
     [
         (Looks(), "Looks is no graph of layers"),
         (Divides(), "division by a layer"),
+        (Scaled(), "no bounds are known of alpha in sums"),
         (nn.Sequential(nn.GELU()), "no bounds are known of GELU"),
         (nn.Sequential(nn.BatchNorm2d(1)).train(), "0 is in training mode"),
         (nn.Sequential(nn.Dropout()).train(), "0 is in training mode"),

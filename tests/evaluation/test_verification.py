@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from apudae import attacks, data, models
+from apudae.core import bounds
 from apudae.evaluation import accuracy, verify
 from apudae.purification import Adaptive, BitDepth, Defended, Direct
 
@@ -91,3 +92,29 @@ def test_what_cannot_be_verified_is_named(purifier, message, digits):
     model = Defended(models.load("mnist-cnn"), purifier(models.load("mnist-dae")))
     with pytest.raises(ValueError, match=message):
         verify(model, *digits, eps=0.1)
+
+
+class Noisy(nn.Module):
+    """A graph would hold one draw for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.net(x.flatten(1)) + torch.randn(3)
+
+
+def test_a_draw_is_not_proved():
+    x, y = torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="its answers are random"):
+        verify(Noisy().eval(), x, y, eps=0.01)
+
+
+def test_a_linear_layer_of_many_axes_keeps_its_bias_in_place(generator):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Flatten(), nn.Linear(9, 2)).eval()
+    x = torch.rand(4, 1, 3, 3, generator=generator)
+    found = bounds.interval(net, bounds.Interval(x, x))
+    assert found.low.shape == net(x).shape
+    assert (found.low <= net(x)).all() and (net(x) <= found.high).all()
+    assert (found.high - found.low).max() < 1e-4
