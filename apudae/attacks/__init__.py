@@ -71,7 +71,8 @@ from .adaptive import (
 from .autoattack import apgd, square
 from .estimated import NES, boundary
 from .gradient import bim, fgsm, noise, pgd, rfgsm
+from .losses import LOSSES, cross_entropy, dlr, margin
 from .minimal import cw, deepfool
-from .objective import LOSSES, Best, Objective, View, cross_entropy, dlr, logits, margin
+from .objective import Best, Objective, View, logits
 from .straight_through import StraightThrough
 from .suite import WorstCase, quantised, suite, taken

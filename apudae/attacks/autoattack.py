@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ..core.arguments import check_count, check_number, checked, require
 from ..core.norms import Ball, length, per_image, uniforms, within_reach
-from .objective import Best, Objective, by_chunk, check_attack, dlr_targeted
+from .losses import dlr_targeted
+from .objective import Best, Objective, by_chunk, check_attack
 
 # Croce & Hein 2020, §3: inertia of the step, share of rising steps below which it is halved.
 _INERTIA, _RISING = 0.75, 0.75

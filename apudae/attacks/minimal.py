@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..core.arguments import check_count, check_number, checked
 from ..core.calling import bounded
 from ..core.norms import Ball, length, per_image
-from .objective import Best, Objective, by_chunk, check_attack, gradient_of, margin
+from .losses import margin
+from .objective import Best, Objective, by_chunk, check_attack, gradient_of
 
 # C&W shrink the images by this before the change of variables: at ±1 the slope of tanh is 0, and
 # black and white pixels would hardly leave. Chosen on validation digits among 1 − 10⁻⁶ … 0.9.

@@ -49,8 +49,8 @@ from .processes import check_shared, everyones, rank, together, world
 # Those of schema 1 have no digest; of the shipped ones SHA256SUMS beside them tells it.
 SCHEMA = 2
 # Versions whose outcomes stand. `scripts/outputs.py` ran the same calls under the first three and
-# found every byte alike. 0.4.0 mended the cross-entropy's gradient: single steps, and all attacks on
-# the bare classifier, which that changes most, were measured again.
+# found every byte alike. 0.4.0 mended the cross-entropy's gradient: single steps, and all attacks
+# on the bare classifier, which that changes most, were measured again.
 SAME_OUTCOMES = ("0.1.0", "0.2.0", "0.3.0", "0.4.0")
 
 Row = dict[str, Any]

@@ -24,7 +24,8 @@ from ..attacks.adaptive import (
     Uncut,
     half_precision,
 )
-from ..attacks.objective import Objective, cross_entropy
+from ..attacks.losses import cross_entropy
+from ..attacks.objective import Objective
 from ..attacks.straight_through import StraightThrough
 from ..core.arguments import check_choice, check_count, check_number, checked
 from ..core.calling import ask, called, differentiable, evaluating

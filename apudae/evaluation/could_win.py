@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attacks
-from ..attacks.objective import margin
+from ..attacks.losses import margin
 from ..core.calling import ask, bounded, evaluating
 from ..core.norms import Ball, keyed
 from ..core.scores import Accuracy

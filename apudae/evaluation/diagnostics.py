@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..attacks.objective import cross_entropy, margin
+from ..attacks.losses import cross_entropy, margin
 from ..core.arguments import checked
 from ..core.calling import (
     ask,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from apudae import attacks, data, evaluation
-from apudae.attacks.objective import dlr_targeted
+from apudae.attacks.losses import dlr_targeted
 from apudae.core.arguments import AttackWarning
 from apudae.core.norms import length
 from apudae.purification import Adaptive, Defended, Direct

@@ -8,7 +8,7 @@ from support import ATTACKS, BOTH, call
 from torch import nn
 
 from apudae import attacks
-from apudae.attacks import objective
+from apudae.attacks import losses
 from apudae.core.arguments import AttackWarning
 from apudae.core.calling import logits_of
 
@@ -34,7 +34,7 @@ def test_margin_dlr_and_targeted_dlr_are_their_formulas(logits, y):
         targeteds.append(-(z[label] - z[goal]) / (first - (third + fourth) / 2))
     torch.testing.assert_close(attacks.margin(logits, y), torch.tensor(margins).double())
     torch.testing.assert_close(attacks.dlr(logits, y), torch.tensor(dlrs).double())
-    computed = objective.dlr_targeted(logits, y, target)
+    computed = losses.dlr_targeted(logits, y, target)
     torch.testing.assert_close(computed, torch.tensor(targeteds).double())
 
 
@@ -81,7 +81,7 @@ def test_too_few_classes_are_named(logits, y):
     with pytest.raises(ValueError, match="'dlr' needs 3 classes, the model has 2"):
         attacks.dlr(logits[:, :2], y % 2)
     with pytest.raises(ValueError, match="'dlr-targeted' needs 4 classes, the model has 3"):
-        objective.dlr_targeted(logits[:, :3], y % 3, y % 3)
+        losses.dlr_targeted(logits[:, :3], y % 3, y % 3)
 
 
 def test_gradients_are_those_of_finite_differences(linear, generator):

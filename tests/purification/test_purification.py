@@ -63,7 +63,7 @@ def plain(purifier, x, index=None, draw=0):
     kind = o["stepper"] if isinstance(o["stepper"], str) else type(o["stepper"]).__name__.lower()
     constant = getattr(o["stepper"], "eps", 1e-8), getattr(o["stepper"], "tau", None)
     spread, copies = o.get("expected", (0.0, 1))
-    streams = [2**16 * 2**16 + k for k in range(copies)]
+    streams = [(2**16 - 1) * 2**16 + k for k in range(copies)]
     draws = [uniforms(x.shape[1:], None, o["seed"], s, device=x.device) for s in streams]
     noise = [spread * torch.from_numpy(norm.ppf(u.double())).to(x.dtype) for u in draws]
     for t in range(1, o["steps"] + 1):
@@ -618,8 +618,8 @@ def test_wrong_keys_are_named(smooth_dae, generator):
         Adaptive(smooth_dae)(x, torch.arange(5))
     with pytest.raises(ValueError, match="draw: expected an integer >= 0"):
         Direct(smooth_dae)(x, None, -1)
-    with pytest.raises(ValueError, match="draw: expected less than 65535, got 65535"):
-        Direct(smooth_dae)(x, None, 65535)
+    with pytest.raises(ValueError, match="draw: expected less than 65534, got 65534"):
+        Direct(smooth_dae)(x, None, 65534)
 
 
 def test_a_purifier_says_what_it_is(smooth_dae):
