@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..core.arguments import check_count, checked
 
@@ -17,13 +18,19 @@ from ..core.arguments import check_count, checked
 class Picture(Figure):
     """A matplotlib figure that a notebook shows by itself: no pyplot, no global state.
 
-    Stored as PNG, or with a ``quality`` as JPEG, which is a tenth as large for photographs.
+    Stored as PNG of 256 colours, a third of the usual size, or with a ``quality`` as JPEG, which is
+    a tenth as large for photographs.
     """
 
     quality = 0
 
     def _repr_png_(self) -> bytes | None:
-        return None if self.quality else self._encoded("png", metadata={"Software": None})
+        if self.quality:
+            return None
+        image = Image.open(io.BytesIO(self._encoded("png"))).convert("RGB")
+        buffer = io.BytesIO()
+        image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        return buffer.getvalue()
 
     def _repr_jpeg_(self) -> bytes | None:
         return self._encoded("jpeg", pil_kwargs={"quality": self.quality}) if self.quality else None
