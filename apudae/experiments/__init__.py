@@ -11,7 +11,8 @@ What came out:
   of a variant's options
 - :func:`defenses`, :func:`build`: the defenses of a study, images -> logits
 
-The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`CERTIFIED`, :data:`SETS`.
+The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`CERTIFIED`,
+:data:`SETS`.
 
 For a study of your own: a :class:`Study` with :class:`Defense` and :class:`Profile`, run at a
 :class:`Place`; and its networks by :class:`Recipe`, a :class:`Verdict`, a :class:`Ladder`,
@@ -25,7 +26,7 @@ from .colours import SETS
 from .compare import CLEAN, CW, STRONG, Profile, Study
 from .defenses import Defense
 from .digit_choices import VARIANTS, passes, setting
-from .digits import CERTIFIED, LADDER
+from .digits import CERTIFIED, KNOWN, LADDER
 from .place import RESULTS, Place
 from .recipes import Recipe
 from .results import Results, results

@@ -17,7 +17,7 @@ from ..plots import Table
 from .choose import best, outcomes
 from .compare import STRONG
 from .digit_choices import PURIFIER_EPS, VARIANTS
-from .digits import PURIFIER_VERDICT, ROBUSTNESS
+from .digits import KNOWN, PURIFIER_VERDICT, ROBUSTNESS
 from .place import Place
 from .results import results
 
@@ -95,6 +95,11 @@ def each_claim(place: Place | None = None) -> Iterator[Claim]:
 
     pair = pair_of("direct", "adaptive, chosen", eps=eps)
     yield Claim(STURDIER, ALL, on, *pair, "08_honest_evaluation")
+    known = {(row.defense, row.eps): row for row in KNOWN if row.load(place)}
+    for name, at in known:
+        if name == "white-box choice" and ("direct", at) in known:
+            pair = same_images(*(known[k, at].outcomes(place) for k in ("direct", name)))
+            yield Claim(STURDIER, ALL, f"digits, {at:g}, chosen so", *pair, "08_honest_evaluation")
     yield from _of_colours("cifar10", "CIFAR-10 (JPEG copy), 8/255", "10_cifar10", place)
     yield from _of_colours("imagenet", "photographs, 4/255", "11_imagenet", place, relative=True)
     eps = PURIFIER_EPS["linf"]
