@@ -220,6 +220,7 @@ def test_the_search_finds_what_a_reader_would_look_for(visit):
 
 def test_a_sorted_table_is_sorted(visit):
     page = visit().open("book/09_against_other_defenses.html")
+    page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true })")
     table = page.locator(".apudae-sortable").first
     head = table.locator("th", has_text="PGD").first
     place = head.evaluate("h => h.cellIndex")
