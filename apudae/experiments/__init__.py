@@ -11,6 +11,8 @@ What came out:
   of a variant's options
 - :func:`defenses`, :func:`build`: the defenses of a study, images -> logits
 
+A defense or an attack of your own, judged: :func:`challenge`, one of :data:`CHALLENGES`.
+
 The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`CERTIFIED`,
 :data:`SETS`.
 
@@ -20,6 +22,7 @@ For a study of your own: a :class:`Study` with :class:`Defense` and :class:`Prof
 """
 
 from ..core.record import outdated
+from .challenges import CHALLENGES, challenge
 from .choose import best, outcomes
 from .claims import claims
 from .colours import SETS

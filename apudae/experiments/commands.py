@@ -16,7 +16,7 @@ import torch
 
 from ..core.arguments import check_writable
 from ..core.record import maker, outdated
-from . import authors, colours, digit_choices, digits, gpu, plans, recipes, white_box
+from . import authors, challenges, colours, digit_choices, digits, gpu, plans, recipes, white_box
 from .choose import Choice
 from .compare import Study
 from .place import Place
@@ -24,7 +24,7 @@ from .verdicts import Certified, Ladder, Verdict
 
 PROGRAM = "python -m apudae.experiments"
 UNREADABLE = "cannot be read: "
-Recorded = Choice | Verdict | Ladder | Certified | Study
+Recorded = Choice | Verdict | Ladder | Certified | Study | challenges.Standings
 Run = Callable[[Place, Namespace], object]
 
 
@@ -130,14 +130,19 @@ COMMANDS = {
         rows=(digit_choices.VARIANTS,),
     ),
     "mnist-white-box": Command(
-        "choose walks against an attacker who knows the defense (some hours)",
-        lambda place, asked: white_box.CHOICE.run(place),
-        rows=(white_box.CHOICE,),
+        "choose walks against an attacker who knows the defense, and ask other seeds (some hours)",
+        lambda place, asked: [choice.run(place) for choice in (white_box.CHOICE, white_box.SEEDED)],
+        rows=(white_box.CHOICE, white_box.SEEDED),
     ),
     "mnist-known": Command(
         "what was chosen so under the whole protocol, beside the other choice (many hours)",
         lambda place, asked: [verdict.run(place) for verdict in digits.KNOWN],
         rows=digits.KNOWN,
+    ),
+    "challenges": Command(
+        "the book's own entries to the challenges (some minutes)",
+        lambda place, asked: challenges.STANDINGS.run(place),
+        rows=(challenges.STANDINGS,),
     ),
     "mnist-ladder": Command(
         "attackers who know more and more of a defense (three quarters of an hour)",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import torch
 from torch import Tensor, nn
 
 from .. import attacks, data
@@ -60,13 +61,13 @@ CANDIDATES: list[Candidate] = [
     for walk in WALKS
 ]
 # Classifier and DAE, by name: those that are defended, and others that show what is luck.
-_SEED = {"seed": 1}
-_CLASSIFIER = recipes.Recipe("mnist-cnn", options=recipes.CLASSIFIER_TRAINING | _SEED)
-OTHER_SEED = f"{CLASSIFIER}-seed-1", f"{DAE}-seed-1"
+_CLASSIFIER = recipes.Recipe("mnist-cnn", options=recipes.CLASSIFIER_TRAINING)
+SEEDS = {seed: (f"{CLASSIFIER}-seed-{seed}", f"{DAE}-seed-{seed}") for seed in (1, 2)}
 NETWORKS = {
     "shipped": (CLASSIFIER, DAE),
-    "another seed": OTHER_SEED,
+    "another seed": SEEDS[1],
     "a wider bottleneck": (CLASSIFIER, f"{DAE}-latent-128"),
+    "a third seed": SEEDS[2],
 }
 EFFORT = {"steps": 20, "queries": 100}  # of APGD along each gradient, and of Square
 
@@ -80,12 +81,14 @@ class Round:
         networks: names in :data:`NETWORKS`.
         epsilons: of the attacks.
         keep: how many of either kind go on.
+        first: place of the first of the digits.
     """
 
     n: int
     networks: tuple[str, ...]
     epsilons: tuple[float, ...]
     keep: int
+    first: int = 0
 
     @property
     def name(self) -> str:
@@ -96,25 +99,29 @@ class Round:
 ROUNDS = (
     Round(50, ("shipped",), (0.2,), 4),
     Round(100, ("shipped", "another seed"), (0.2, 0.3), 2),
-    Round(200, tuple(NETWORKS), (0.2, 0.3), 1),
+    Round(200, ("shipped", "another seed", "a wider bottleneck"), (0.2, 0.3), 1),
 )
+# What is chosen, on digits that had no part in it: how much a training's seed does.
+AGAIN = Round(300, ("shipped", "another seed", "a third seed"), (0.2, 0.3), 1, first=200)
 
 
-def networks(place: Place) -> dict[str, tuple[nn.Module, nn.Module]]:
+def networks(place: Place, names: Iterable[str]) -> dict[str, tuple[nn.Module, nn.Module]]:
     """Classifier and DAE by name; those that are not there are trained, and only tried."""
     digits, sigma = (
         cache(partial(train, place)),
         (SELECTION.chosen(place) or SELECTION.chosen(Place()))["sigma"],
     )
     again = recipes.digits_dae(sigma)
-    others = {
-        OTHER_SEED[0]: _CLASSIFIER,
-        OTHER_SEED[1]: replace(again, options=again.options | _SEED),
-        f"{DAE}-latent-128": recipes.digits_dae(sigma, latent=128),
-    }
-    there = {name: recipes.tried(name, how, digits, place) for name, how in others.items()}
-    there |= {name: place.model(name) for name in (CLASSIFIER, DAE)}
-    return {name: (there[one], there[two]) for name, (one, two) in NETWORKS.items()}
+    others = {f"{DAE}-latent-128": recipes.digits_dae(sigma, latent=128)}
+    for seed, pair in SEEDS.items():
+        for name, how in zip(pair, (_CLASSIFIER, again), strict=True):
+            others[name] = replace(how, options=how.options | {"seed": seed})
+
+    def net(name: str) -> nn.Module:
+        how = others.get(name)
+        return recipes.tried(name, how, digits, place) if how else place.model(name)
+
+    return {name: tuple(map(net, NETWORKS[name])) for name in names}
 
 
 def purified(pair: tuple[nn.Module, nn.Module], level: Calibration, options: Options) -> Defended:
@@ -175,9 +182,9 @@ def trials(
     effort: Mapping[str, int] = EFFORT,
 ) -> Iterator[Trial]:
     """Round by round what is left, and for comparison the direct use; then what is chosen."""
-    pairs = networks(place)
+    pairs = networks(place, {name: None for turn in rounds for name in turn.networks})
     for turn in rounds:
-        few = images.take(turn.n)
+        few = images.at(torch.arange(turn.first, turn.first + turn.n))
         for name in turn.networks:
             if name not in record.more.get("levels", {}):
                 level = list(calibrate(pairs[name][1], images.images))
@@ -216,6 +223,12 @@ def best(rows: Iterable[Row], turn: Round, left: list[Candidate]) -> list[Candid
     return found
 
 
+def about(turn: Round) -> Row:
+    """What a record says of a round."""
+    told = {k: v for k, v in vars(turn).items() if k != "first" or v}
+    return told | {k: list(told[k]) for k in ("networks", "epsilons")}
+
+
 def walk(row: Row) -> Options:
     """Of a row the options of its purifier."""
     return {k: v for k, v in row["options"].items() if k != "networks"}
@@ -229,14 +242,27 @@ CHOICE = replace(
         "what": "which validation digits are read correctly in the worst case of a small protocol "
         "that attacks the whole defense",
         "attack": {"name": "suite", "names": ["APGD", "Square"], **EFFORT},
-        "rounds": [
-            vars(turn) | {k: list(getattr(turn, k)) for k in ("networks", "epsilons")}
-            for turn in ROUNDS
-        ],
+        "rounds": [about(turn) for turn in ROUNDS],
         "classifier_sha256": place.sha256(CLASSIFIER),
         "dae_sha256": place.sha256(DAE),
         "grey_box": VARIANTS.chosen(place),
     },
     keyed=True,
     splits=True,
+)
+
+
+def seeds(
+    record: Record, images: data.Split, place: Place, turn: Round = AGAIN, **effort: int
+) -> Iterator[Trial]:
+    """What is chosen, once more, with networks that only their training's seed tells apart."""
+    left = list((CHOICE.chosen(place) or CHOICE.chosen(Place())).items())
+    yield from trials(record, images, place, (turn,), left, effort or EFFORT)
+
+
+SEEDED = replace(
+    CHOICE,
+    record="mnist_seeds",
+    trials=seeds,
+    about=lambda place: CHOICE.about(place) | {"rounds": [about(AGAIN)]},
 )

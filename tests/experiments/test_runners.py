@@ -601,13 +601,11 @@ def test_walks_are_chosen_against_an_attacker_who_knows_them(tmp_path):
     place = place_with(tmp_path, "mnist-cnn", "mnist-dae")
     record.save("mnist_selection", {"chosen": {"sigma": 0.4}}, place.results)
     cnn = models.load("mnist-cnn").state_dict()
-    for name, dae in zip(white_box.OTHER_SEED, (False, True), strict=True):
-        if dae:
-            small_dae(1, name, place.tried)
-            continue
+    for seed, (classifier, dae) in white_box.SEEDS.items():
+        small_dae(seed, dae, place.tried)
         net = models.build("mnist-cnn")
         net.load_state_dict(cnn)
-        models.save(name, net, architecture="mnist-cnn", folder=place.tried)
+        models.save(classifier, net, architecture="mnist-cnn", folder=place.tried)
     small_dae(2, "mnist-dae-latent-128", place.tried)
     rounds = (
         white_box.Round(4, ("shipped",), (0.2,), 2),
@@ -631,6 +629,13 @@ def test_walks_are_chosen_against_an_attacker_who_knows_them(tmp_path):
         model = KNOWN[name].build(place)
         assert model.purifier.returns_reconstruction == ("R" in name)
         assert model.purifier.steps == 5
+    turn = white_box.Round(2, ("shipped", "a third seed"), (0.3,), 1, first=6)
+    again = partial(white_box.seeds, turn=turn, steps=2, queries=2)
+    replace(white_box.SEEDED, trials=again, images=few(8)).run(place)
+    rows = place.rows("mnist_seeds")
+    kinds = [("direct", {}), *stored["chosen"].items()]
+    assert [(row["defense"], white_box.walk(row)) for row in rows] == 2 * kinds
+    assert len({row["options"]["networks"] for row in rows}) == 2 and rows[0]["n"] == 2
 
 
 def test_of_two_alike_the_walk_with_fewer_steps_is_better():
