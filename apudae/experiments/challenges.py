@@ -1,18 +1,18 @@
 """Exercises that are judged: a defense or an attack of the reader's own, beside the book's.
 
-:func:`challenge` runs a small fixed protocol on fixed validation digits, and once more on the same
-digits shifted by one pixel, so that who has learned the digits by heart gains nothing. A score with
-a warning is no pass. (What runs in the reader's own Python can always be fooled by who looks up
-how; the tricks of chapter 8 do not fool it.)
+:func:`challenge` runs a small fixed protocol on fixed images, and once more on the same images
+shifted by one pixel, so that storing them is not enough. A score with a warning is no pass. (What
+runs in the reader's own Python can always be fooled by who looks up how; the tricks of chapter 8 do
+not fool it.)
 """
 
 from __future__ import annotations
 
 import copy
-import types
+import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,14 @@ from .. import attacks, data, purification
 from ..core import scores
 from ..core.arguments import AttackWarning, check_choice, require
 from ..core.calling import evaluating, is_random
-from ..core.files import model_fingerprint, read_json, write_json
+from ..core.files import read_json, write_json
 from ..core.norms import in_ball, length
-from ..core.prints import data_print
+from ..core.prints import data_print, model_print
 from ..core.record import Record, Row, counted
 from ..evaluation import Budget, evaluate
 from ..evaluation.diagnostics import inspect_model
-from ..evaluation.isolation import isolated, spare
-from ..purification import Defended, Direct
+from ..evaluation.isolation import PAST, isolated, spare
+from ..purification import Defended, Direct, Purifier
 from .defenses import KNOWN, PURIFIER
 from .digit_choices import CLASSIFIER, DAE, validation
 from .place import Place
@@ -40,8 +40,8 @@ from .place import Place
 BUDGET = Budget(pgd=20, apgd=20, targets=2, queries=150, weights=(0.1,), scoring=10, curve=20)
 DIGITS = 40
 VERSIONS = ("as they are", "shifted")
-OUTSIDE, MEDDLES, INVALID = "outside the ball", "changes the model", "not images"
-RECITES = "shifted images come back unshifted"
+OUTSIDE, MEDDLES, INVALID = "outside the ball", "changes how modules answer", "not images"
+RECITES = "turned images come back unturned"
 Function = Callable[..., Any]
 
 
@@ -81,31 +81,35 @@ class Challenge:
     def versions(self, place: Place) -> list[data.Split]:
         """The digits as they are, and shifted by a pixel: up, down, left or right in turn."""
         x, y = place.here(self.images(place))
-        moves = ((-1, 0), (1, 0), (0, -1), (0, 1))
-        moved = [_shifted(one, *moves[k % 4]) for k, one in enumerate(x)]
+        moved = [_shifted(one, *_MOVES[k % 4]) for k, one in enumerate(x)]
         return [data.Split(x, y), data.Split(torch.stack(moved), y)]
 
     def judge(self, mine: Function, place: Place) -> Row:
         """What is left of each version, warnings, and what felled how many: plain data."""
         (x, y), (moved, _) = self.versions(place)
-        if self.attack:
-            found = [self._attacked(mine, z, y, place) for z in (x, moved)]
-        else:
-            found = [self._defended(mine, z, y, place, curves=z is x) for z in (x, moved)]
+        patched = _restored()
+        try:
+            if self.attack:
+                found = [self._attacked(mine, z, y, place) for z in (x, moved)]
+            else:
+                purifier = mine if isinstance(mine, Purifier) else Written(mine)
+                recited = _recited(purifier, x)
+                found = [self._defended(purifier, z, y, place, curves=z is x) for z in (x, moved)]
+                found[0][1].update(recited)
+        finally:
+            patched |= _restored()
         rights, warned, felled = zip(*found, strict=True)
-        if not self.attack:
-            warned = (*warned, _recited(mine, x, moved))
+        seen = {name: seen for part in warned for name, seen in part.items()}
         return {
             "n": len(rights[0]),
             **{k: [counted(one)[k] for one in rights] for k in ("correct", "outcomes")},
-            "warnings": {name: seen for part in warned for name, seen in part.items()},
+            "warnings": seen | ({MEDDLES: ", ".join(sorted(patched))} if patched else {}),
             "felled": dict(sum(felled, Counter())),
         }
 
     def _defended(
-        self, mine: Function, x: Tensor, y: Tensor, place: Place, curves: bool
+        self, purifier: nn.Module, x: Tensor, y: Tensor, place: Place, curves: bool
     ) -> tuple[Tensor, dict[str, str], Counter[str]]:
-        purifier = mine if isinstance(mine, nn.Module) else Written(mine)
         model = Defended(self.model(place), purifier).eval()
         if warned := _warned(model, x, y, self.eps):
             z = attacks.pgd(model.classifier, x, y, eps=self.eps, steps=BUDGET.pgd)
@@ -124,38 +128,51 @@ class Challenge:
         self, mine: Function, x: Tensor, y: Tensor, place: Place
     ) -> tuple[Tensor, dict[str, str], Counter[str]]:
         model = self.model(place)
-        given, before = copy.deepcopy(model), _print(model, x)
-        z, warned = mine(given, x.clone(), y.clone(), self.eps), {}
+        z = mine(copy.deepcopy(model), x.clone(), y.clone(), self.eps)
         if not (isinstance(z, Tensor) and z.shape == x.shape and z.isfinite().all()):
             got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
             return torch.ones_like(y, dtype=torch.bool), {INVALID: f"got {got}"}, Counter()
         z = z.detach().to(x)
-        far = length(z - x) - self.eps
-        beyond = (far > 1e-5) | ((z < 0) | (z > 1)).flatten(1).any(1)
+        far = torch.maximum(length(z - x) - self.eps, length(z - z.clamp(0, 1)))
+        beyond, seen = far > 1e-5, {}
         if beyond.any():
-            warned[OUTSIDE] = f"{int(beyond.sum())} of {len(x)}, by up to {far.max():.3g}"
-        if _print(model, x) != before or _print(given, x) != before:
-            warned[MEDDLES] = "it answers otherwise after the attack"
+            seen[OUTSIDE] = f"{int(beyond.sum())} of {len(x)}, by up to {far.max():.3g}"
+        z = torch.where(beyond[:, None, None, None], x, z.clamp(0, 1))
         right = scores.outcomes(model, z, y) | beyond
-        return right, warned, Counter({"yours": int((~right).sum())})
+        return right, seen, Counter({"yours": int((~right).sum())})
 
 
 def _warned(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict[str, str]:
     """What is seen before any attack, for which an entry cannot pass."""
     index = torch.arange(len(x))
+    known = isinstance(model.purifier, Purifier)
+    before = None if known else model_print(model.purifier, counts=False)
     with evaluating(model):
-        random = is_random(model, x) or is_random(model, in_ball(x, eps, "linf", index, seed=1))
+        moved = in_ball(x, eps, "linf", index, seed=1)
+        chance = is_random(model, x) or is_random(model, moved)
         _, odd = isolated(model, spare(model), x, index)
-    found = inspect_model(model, x, y, eps=eps, random=random)
+    found = inspect_model(model, x, y, eps=eps, random=chance)
+    if not known and model_print(model.purifier, counts=False) != before:
+        odd = {PAST: "what it keeps is other after it was asked"} | odd
     return odd | {finding.name: finding.seen for finding in found}
 
 
-def _recited(mine: Function, x: Tensor, moved: Tensor) -> dict[str, str]:
-    """Whether shifted images come back as they were before: they are stored somewhere."""
+def _recited(purifier: nn.Module, x: Tensor) -> dict[str, str]:
+    """Whether images that are turned a little come back as they were: they are stored somewhere.
+
+    By angles that nobody can know beforehand.
+    """
+    angles = torch.tensor([_SYSTEM.choice((-1, 1)) * _SYSTEM.uniform(8, 14) for _ in x]).deg2rad()
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    turn = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).to(x)
+    grid = nn.functional.affine_grid(turn, list(x.shape), align_corners=False)
+    turned = nn.functional.grid_sample(x, grid, align_corners=False).clamp(0, 1)
     with torch.no_grad():
-        seen = mine(moved)
-    nearer = sum((length(seen - x, "l2") < length(seen - moved, "l2")).tolist())
-    return {RECITES: f"{nearer} of {len(x)}"} if nearer > len(x) / 2 else {}
+        seen = purifier(turned)
+    stored = [x, *(torch.stack([_shifted(one, *move) for one in x]) for move in _MOVES)]
+    nearest = torch.stack([length(seen - known, "l2") for known in stored]).amin(0)
+    count = int((nearest < length(seen - turned, "l2")).sum())
+    return {RECITES: f"{count} of {len(x)}"} if count > len(x) / 2 else {}
 
 
 def _shifted(image: Tensor, down: int, right: int) -> Tensor:
@@ -165,17 +182,31 @@ def _shifted(image: Tensor, down: int, right: int) -> Tensor:
     return padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-def _print(model: nn.Module, x: Tensor) -> tuple[str, bytes]:
-    """Of the weights, and of what is answered."""
-    with torch.no_grad():
-        return model_fingerprint(model), model(x).cpu().numpy().tobytes()
+def _kinds(kind: type[nn.Module] = nn.Module) -> Iterator[type[nn.Module]]:
+    yield kind
+    for one in kind.__subclasses__():
+        yield from _kinds(one)
+
+
+# How modules answer, as it was before a reader could change it.
+_METHODS = {
+    (kind, name): vars(kind).get(name) for kind in _kinds() for name in ("forward", "__call__")
+}
+_SYSTEM, _MOVES = random.SystemRandom(), ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+def _restored() -> set[str]:
+    """Names of the classes that were changed; they are put back."""
+    found = set()
+    for (kind, name), was in _METHODS.items():
+        if vars(kind).get(name) is not was:
+            found.add(kind.__name__)
+            delattr(kind, name) if was is None else setattr(kind, name, was)
+    return found
 
 
 class Written(nn.Module):
-    """A function of images as a module. A copy of it has copies of all that the function keeps.
-
-    So that a memory in a closure, a default, a global or an attribute is found as one in a module
-    would be.
+    """What a reader wrote, images -> images, as a module; it is not told which images they are.
 
     Args:
         function: images -> images.
@@ -183,44 +214,21 @@ class Written(nn.Module):
 
     def __init__(self, function: Function) -> None:
         super().__init__()
-        require(callable(function), f"mine: expected a function, got {type(function).__name__}")
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the function makes of the images."""
-        return self.function(x)
+        """What the function makes of the images.
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Written:
-        return Written(_copied(self.function, memo))
-
-
-def _copied(found: Any, memo: dict[int, Any]) -> Any:
-    """A copy of a function with what it keeps; of anything else, but modules and classes, too."""
-    if isinstance(found, types.ModuleType | type | types.BuiltinFunctionType):
-        return found
-    if not isinstance(found, types.FunctionType):
-        return copy.deepcopy(found, memo)
-    if id(found) in memo:
-        return memo[id(found)]
-    scope = dict(found.__globals__)
-    cells = [types.CellType() for _ in found.__closure__ or ()]
-    made = types.FunctionType(found.__code__, scope, found.__name__, None, tuple(cells))
-    memo[id(found)] = made  # before its parts: it may call itself
-    for name in _names(found.__code__) & scope.keys():
-        if getattr(scope[name], "__globals__", found.__globals__) is found.__globals__:
-            scope[name] = _copied(scope[name], memo)  # not the functions of a library
-    for cell, old in zip(cells, found.__closure__ or (), strict=True):
-        cell.cell_contents = _copied(old.cell_contents, memo)
-    made.__defaults__ = _copied(found.__defaults__, memo)
-    made.__kwdefaults__ = _copied(found.__kwdefaults__, memo)
-    made.__dict__.update(_copied(vars(found), memo))
-    return made
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Of all that code may look up, that of functions inside included."""
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+        Raises:
+            ValueError: it returns no images like those given, with values in [0, 1].
+        """
+        z = self.function(x)
+        fits = isinstance(z, Tensor) and z.shape == x.shape and z.is_floating_point()
+        got = f"{list(z.shape)} {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
+        require(fits, f"mine: expected images {list(x.shape)} in float, got {got}")
+        inside = bool(((z >= -1e-4) & (z <= 1 + 1e-4)).all())
+        require(inside, "mine: expected values in [0, 1]; clamp them")
+        return z
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -268,7 +276,7 @@ CHALLENGES = {
     "attack-0.1": Challenge(
         "an attack on the bare classifier, ε = 0.1",
         eps=0.1,
-        mark=60,
+        mark=65,
         model=_classifier,
         own={
             "noise": _attack(attacks.noise),
@@ -403,8 +411,9 @@ class Score:
         """All entries, the best first; of two alike the book's, and those with a warning last."""
         rows, sign = {**self.others, YOURS: self.row}, 1 if self.asked.attack else -1
 
-        def order(who: str) -> tuple[bool, int]:
-            return bool(rows[who]["warnings"]), sign * self.asked.worst(rows[who]["correct"])
+        def order(who: str) -> tuple[bool, float]:
+            row = rows[who]
+            return bool(row["warnings"]), sign * self.asked.worst(row["correct"]) / row["n"]
 
         return sorted(rows, key=order)
 
@@ -415,7 +424,10 @@ class Score:
             found.append(f"  {version:12}{kept}, n = {kept.n}")
         felled = sorted(self.row["felled"].items(), key=lambda pair: -pair[1])
         if not asked.attack and felled:
-            found.append("felled by: " + ", ".join(f"{name} {count}" for name, count in felled))
+            found.append(
+                "felled by, both together: "
+                + ", ".join(f"{name} {count}" for name, count in felled)
+            )
         found.append("among the book's own (as they are, shifted):")
         for who in self.place:
             two = ", ".join(map(str, rows[who]["correct"]))
@@ -436,11 +448,12 @@ _BEST: dict[str, int] = {}  # of this session
 
 
 def challenge(name: str, mine: Function, *, keep: Path | None = None) -> Score:
-    """Judge a defense or an attack of one's own on fixed validation images; within a minute.
+    """Judge a defense or an attack of one's own on fixed images; within a minute.
 
     A defense, ``mine(images) -> images`` or a module, stands before the classifier, and is attacked
     by :func:`apudae.evaluation.evaluate` with a small budget. (If a first look at it warns, it can
-    pass no more, and PGD on the classifier is all it is attacked by.)
+    pass no more, and PGD on the classifier is all it is attacked by.) It is not told which images
+    it is asked about.
 
     An attack, ``mine(model, images, labels, eps) -> images``, gets a copy of the model.
 
@@ -453,11 +466,12 @@ def challenge(name: str, mine: Function, *, keep: Path | None = None) -> Score:
         keep: folder where the best that passed is remembered beyond this session.
 
     Raises:
-        ValueError: another name, no function, or a damaged file in ``keep``.
+        ValueError: another name, no function, or a defense that returns no images.
+        RuntimeError: a damaged file in ``keep``.
     """
     check_choice(name, CHALLENGES, "name")
     require(callable(mine), f"mine: expected a function, got {type(mine).__name__}")
-    place, asked = Place(), CHALLENGES[name]
+    place, asked = Place(device=torch.device("cpu")), CHALLENGES[name]
     others = {r["who"]: r for r in place.rows(STANDINGS.record) if r["challenge"] == name}
     path = keep and Path(keep) / f"{name}.json"
     before = read_json(path)["images"] if path and path.exists() else _BEST.get(name)
