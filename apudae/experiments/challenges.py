@@ -226,8 +226,9 @@ class Written(nn.Module):
         fits = isinstance(z, Tensor) and z.shape == x.shape and z.is_floating_point()
         got = f"{list(z.shape)} {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
         require(fits, f"mine: expected images {list(x.shape)} in float, got {got}")
-        inside = bool(((z >= -1e-4) & (z <= 1 + 1e-4)).all())
-        require(inside, "mine: expected values in [0, 1]; clamp them")
+        # A first look steps a little out of the range itself.
+        low, high = min(0.0, x.min().item()) - 1e-3, max(1.0, x.max().item()) + 1e-3
+        require(z.min() >= low and z.max() <= high, "mine: expected values in [0, 1]; clamp them")
         return z
 
 

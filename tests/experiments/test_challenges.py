@@ -276,6 +276,7 @@ def test_entries_are_ranked_among_the_books_own(fewer):
     score = challenge("attack-0.1", SOLUTIONS["attack-0.1", "APGD"])
     assert {YOURS, "FGSM", "noise"} < set(score.place)
     assert score.place.index(YOURS) < score.place.index("FGSM") < score.place.index("noise")
+    assert challenge("digits-0.2", lambda x: x).row["correct"] == [0, 0]
     weak = challenge("digits-0.2", CHEATS["digits-0.2", "no gradient"])
     assert weak.place[-2:] == ["nothing", YOURS] and "no pass" in repr(weak)
 
