@@ -30,6 +30,7 @@ T = TypeVar("T")
 _STORE: ContextVar[dist.Store | None] = ContextVar("store", default=None)  # that all can see
 _BEAT, _SILENT = 2.0, 20.0  # seconds between two signs of life, and without one
 _LOST = "what was found is stored: run it again to go on"
+_DIED = "another process has died, or this one was stopped"
 
 
 def world() -> int:
@@ -176,7 +177,10 @@ def check_shared(folder: Path) -> None:
 def count(name: str, more: int = 0) -> int:
     """A number that all processes add to; what it adds itself, where they have no store."""
     store = _STORE.get()
-    return store.add(f"apudae/{name}", more) if store else more
+    try:
+        return store.add(f"apudae/{name}", more) if store else more
+    except RuntimeError:  # who holds the store has missed another one before this process did
+        sys.exit(f"process {rank()}: {_DIED}; {_LOST}")
 
 
 def wait_for(name: str, number: int, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -189,7 +193,7 @@ def wait_for(name: str, number: int, meanwhile: Callable[[], object] = lambda: N
 @contextmanager
 def _listening(store: dist.Store) -> Iterator[None]:
     """Signs of life to the others, and from them; an end that says why."""
-    over, why = threading.Event(), ["another process has died, or this one was stopped"]
+    over, why = threading.Event(), [_DIED]
     main = threading.current_thread() is threading.main_thread()
 
     def stopped(*_: object) -> None:

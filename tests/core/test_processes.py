@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextvars import ContextVar
 
 import pytest
 import torch
@@ -135,3 +136,16 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         processes.processes("tpu").__enter__()
     with pytest.raises(ValueError, match="device: 1 processes need as many GPUs"):
         processes.processes("cuda").__enter__()
+
+
+def test_a_store_that_is_gone_ends_a_process_with_the_words_of_the_others(monkeypatch):
+    """Its holder had missed the dead one before this process did."""
+
+    class Gone:
+        def add(self, name, more):
+            raise torch.distributed.DistNetworkError("recvValue failed")
+
+    monkeypatch.setattr(processes, "_STORE", ContextVar("store", default=Gone()))
+    for ask in (lambda: processes.count("met"), lambda: processes.wait_for("met", 3)):
+        with pytest.raises(SystemExit, match="process 0: another process has died.*run it again"):
+            ask()

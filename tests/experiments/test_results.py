@@ -86,7 +86,7 @@ def test_what_has_not_been_made_is_named(tmp_path):
         results("x")
     with pytest.raises(ValueError, match=r"unknown record 'cifar10' in .*; known: none"):
         results("cifar10", place=Place(results=tmp_path))
-    with pytest.raises(ValueError, match=r"name: expected one of cifar10, .*got 'x'"):
+    with pytest.raises(ValueError, match=r"name: expected one of challenges, cifar10, .*got 'x'"):
         experiments.record("x")
     with pytest.raises(ValueError, match=r"defense: expected one of no defense, .*got 'prayer'"):
         experiments.build("mnist", "prayer")
