@@ -145,7 +145,9 @@ def test_a_store_that_is_gone_ends_a_process_with_the_words_of_the_others(monkey
         def add(self, name, more):
             raise torch.distributed.DistNetworkError("recvValue failed")
 
-    monkeypatch.setattr(processes, "_STORE", ContextVar("store", default=Gone()))
+    store = ContextVar("store")
+    store.set(Gone())
+    monkeypatch.setattr(processes, "_STORE", store)
     for ask in (lambda: processes.count("met"), lambda: processes.wait_for("met", 3)):
-        with pytest.raises(SystemExit, match="process 0: another process has died.*run it again"):
+        with pytest.raises(SystemExit, match=r"process 0: another process has died.*run it again"):
             ask()
