@@ -101,7 +101,8 @@ ROUNDS = (
     Round(100, ("shipped", "another seed"), (0.2, 0.3), 2),
     Round(200, ("shipped", "another seed", "a wider bottleneck"), (0.2, 0.3), 1),
 )
-# What is chosen, on digits that had no part in it: how much a training's seed does.
+# What is chosen, on digits that no walk was chosen on (σ and the calibration were), with networks
+# of which the third had no part in the choice: how much a training's seed does.
 AGAIN = Round(300, ("shipped", "another seed", "a third seed"), (0.2, 0.3), 1, first=200)
 
 

@@ -13,15 +13,9 @@ from torch.nn import functional as F
 
 from apudae import attacks, data
 from apudae.evaluation import Budget
-from apudae.experiments import CHALLENGES, challenge, challenges
-from apudae.experiments.challenges import (
-    INVALID,
-    MEDDLES,
-    OUTSIDE,
-    RECITES,
-    STANDINGS,
-    YOURS,
-)
+from apudae.experiments import CHALLENGES, challenge, challenges, judging
+from apudae.experiments.challenges import STANDINGS, YOURS
+from apudae.experiments.judging import INVALID, MEDDLES, OUTSIDE, RECITES
 from apudae.experiments.place import Place
 
 DAE = "mnist-dae"
@@ -95,6 +89,19 @@ def remembering():
     return mine
 
 
+def waiting(most=100):
+    """A memory that begins after more queries than a first look has, by a count that may change."""
+    _calls, asked = [0], []
+
+    def mine(x):
+        _calls[0] += 1
+        if _calls[0] > most:
+            asked.append(x.detach()[:1])
+        return net(DAE)(x)
+
+    return mine
+
+
 class Remembering:
     """The same memory in a class."""
 
@@ -163,6 +170,7 @@ CHEATS = {
         model, x, y, eps=2 * eps, steps=20
     ),
     ("digits-0.2", "a memory in a class"): Remembering(),
+    ("digits-0.2", "a memory that waits"): waiting(),
     ("digits-0.2", "told the place"): Told(),
     ("attack-0.1", "blacker than black"): lambda model, x, y, eps: x - eps / 2,
     ("attack-0.1", "no numbers"): lambda model, x, y, eps: x * torch.nan,
@@ -175,7 +183,7 @@ CHEATS = {
 def fewer(monkeypatch):
     """Twenty images, and hardly any budget: what is caught so is caught with more."""
     small = Budget(8, 8, targets=1, queries=20, weights=(0.1,), scoring=4, curve=10)
-    monkeypatch.setattr(challenges, "BUDGET", small)
+    monkeypatch.setattr(judging, "BUDGET", small)
     monkeypatch.setattr(challenges, "_BEST", {})
     for name, asked in CHALLENGES.items():
         few = lambda place, load=asked.images: load(place).take(20)  # noqa: E731
@@ -199,6 +207,7 @@ SEEN = {
     "chance": "random forward",
     "a memory": "answers depend on the past",
     "a memory in a class": "answers depend on the past",
+    "a memory that waits": "answers depend on the past",
     "blacker than black": OUTSIDE,
     "neighbours": "answers depend on the batch",
     "digits by heart": RECITES,
