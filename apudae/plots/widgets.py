@@ -67,8 +67,8 @@ class Table:
     def _repr_markdown_(self) -> str:
         rule = ["---"] * self.text + ["---:"] * (len(self.header) - self.text)
         # A line may break before an interval, not inside it: "89.2 %" and "[87.1, 91.0]".
-        rows = [[_glue(cell) for cell in row] for row in self.rows]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [self.header, rule, *rows])
+        header, *rows = ([_glue(cell) for cell in row] for row in (self.header, *self.rows))
+        return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
     def __repr__(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]

@@ -99,6 +99,15 @@ def test_compared_outputs_hold_no_times_or_progress(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_line_of_a_stored_table_has_the_same_cells(name):
+    for cell in code(notebook(name)):
+        for output in cell.outputs:
+            lines = output.get("data", {}).get("text/markdown", "").splitlines()
+            cells = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line[:1] == "|"}
+            assert len(cells) <= 1, lines[:3]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_imports_only_what_the_package_depends_on(name):
     mine = tomllib.loads((BOOK.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     known = {"apudae", *(re.match(r"\w+", need)[0] for need in mine)} | sys.stdlib_module_names

@@ -77,8 +77,8 @@ def test_a_table_is_markdown_and_text():
         "| long name | 3 |",
     ]
     assert repr(table).splitlines()[2] == "long name  3"
-    formula = plots.Table(["a", "b"], [["x", "|z| < 1"]], text=2)._repr_markdown_()
-    assert formula.splitlines()[1:] == ["| --- | --- |", r"| x | \|z\| < 1 |"]
+    formula = plots.Table(["a", "|w|"], [["x", "|z| < 1"]], text=2)._repr_markdown_()
+    assert formula.splitlines() == [r"| a | \|w\| |", "| --- | --- |", r"| x | \|z\| < 1 |"]
 
 
 def test_mistakes_are_marked_by_more_than_colour():
