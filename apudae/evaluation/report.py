@@ -197,7 +197,8 @@ class Report:
     def table(self, *, brief: bool = False) -> plots.Table:
         """Attacks, on how many images, how many are read rightly, and what stands after each.
 
-        ``brief`` leaves out what each was run on, what it cost, and the precision it searched in.
+        ``brief`` leaves out what each was run on, what it cost, and the precision it searched in,
+        and is drawn.
         """
         rows, stands = [], self.stands()
         for name, outcome in self.alone.items():
@@ -220,7 +221,7 @@ class Report:
         if brief:
             bare = len(self.alone)  # of these the accuracy stands in another column
             rows = [[*row[:2], row[3 if k < bare else 4]] for k, row in enumerate(rows)]
-            header = [*header[:2], header[4]]
+            return plots.DotPlot([*header[:2], header[4]], rows, text=2)
         return plots.Table(header, rows, text=2)
 
     def summary(self) -> str:

@@ -1,6 +1,7 @@
 """Pictures, tables, and pictures that move without a kernel; a notebook shows each by itself.
 
 - :class:`Table`, :class:`SortableTable`: rows, which a click on a header may sort
+- :class:`DotPlot`: a table drawn, each value a dot with its interval, the numbers behind a fold
 - :class:`Slider`: pictures behind a slider
 - :class:`Picture`: a matplotlib figure; each function below returns one
 - :func:`image_grid`: rows of images with notes
@@ -26,4 +27,4 @@ from .figures import (
     shifted,
 )
 from .images import image_grid, walk
-from .widgets import Picture, Slider, SortableTable, Table
+from .widgets import DotPlot, Picture, Slider, SortableTable, Table

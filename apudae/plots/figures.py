@@ -4,9 +4,6 @@
 - other charts: :func:`histograms`, :func:`rungs`, :func:`scatter`, :func:`bars`
 - illustrations: :func:`field` of two pixels, :func:`shifted` noise, a purifier's
   :func:`checkpoints`
-
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; what matters
-is never said by colour alone.
 """
 
 from __future__ import annotations
@@ -21,11 +18,9 @@ from torch import Tensor
 
 from ..core.arguments import check_count, check_number, checked
 from ..core.scores import Accuracy
+from .palette import BLUE, GREY, INK, ORANGE, PALE, RED, Style, styles
 from .widgets import Picture
 
-INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
-_LINES = ((INK, "-", "o"), (BLUE, "--", "s"), (GREEN, "-.", "^"), (ORANGE, ":", "D"))
-_GREY = "#BBBBBB"
 _NO_Y = ("top", "right", "left")  # lines of the frame that are left out
 _BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
 
@@ -83,28 +78,31 @@ def field(
     *,
     arrows: tuple[Tensor, Tensor] | None = None,
     paths: Mapping[str, Tensor] | None = None,
-    curve: Tensor | None = None,
+    curves: Mapping[str, Tensor] | None = None,
 ) -> Picture:
     """The square [0, 1]², shaded where images are likely, with arrows, paths or a curve on it.
 
     Args:
         density: ``[R, R]``, any scale; the first row is the lowest.
         arrows: positions ``[K, 2]`` and directions ``[K, 2]``.
-        paths: name -> points ``[T, 2]``; the last one is marked.
-        curve: points ``[T, 2]`` of a closed line, drawn thin.
+        paths: name -> points ``[T, 2]``, or those of several paths ``[K, T, 2]``; ends are marked.
+        curves: name -> points ``[T, 2]`` of a closed line, drawn thin.
     """
     ax = _chart(4.6, 4.0)
     ax.imshow(density, cmap="Greys", origin="lower", extent=(0, 1, 0, 1), alpha=0.6)
-    if curve is not None:
-        ax.plot(*curve.T.tolist(), color=RED, lw=1)
+    for k, (name, points) in enumerate((curves or {}).items()):
+        look = ((RED, "-"), (INK, ":"))[k % 2]
+        ax.plot(*points.T.tolist(), color=look[0], ls=look[1], lw=1.3, label=name)
     if arrows is not None:
         places, directions = (part.T.tolist() for part in arrows)
         ax.quiver(*places, *directions, color=BLUE, angles="xy", width=0.004)
-    for k, (name, points) in enumerate((paths or {}).items()):
-        colour, style, marker = ((BLUE, "--", "s"), (RED, "-", "o"))[k % 2]
-        ax.plot(*points.T.tolist(), color=colour, ls=style, lw=1.6, label=name)
-        ax.plot(*points[0].tolist(), color=INK, marker="+", ms=9, mew=1.5)
-        ax.plot(*points[-1].tolist(), color=colour, marker=marker, ms=7)
+    for name, points, (colour, style, marker) in _styled(paths or {}):
+        for way in points.view(-1, *points.shape[-2:]):
+            (line,) = ax.plot(*way.T.tolist(), color=colour, ls=style, lw=1.6)
+            ax.plot(*way[0].tolist(), color=INK, marker="+", ms=9, mew=1.5)
+            # Hollow, so that two that end in one place are both seen.
+            ax.plot(*way[-1].tolist(), color=colour, marker=marker, ms=8, mfc="none", mew=1.8)
+        line.set_label(name)
     square = {"xlim": (0, 1), "ylim": (0, 1), "aspect": "equal"}
     labels = {"xlabel": "first pixel", "ylabel": "second pixel"}
     return finished(ax, grid=False, hidden=(), legend=_BESIDE, **square, **labels)
@@ -161,7 +159,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
             va="center",
             fontsize=9.5,
             color=INK,
-            arrowprops={"arrowstyle": "-", "color": _GREY, "lw": 0.8, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkB": 3},
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             zorder=3,
         )
@@ -186,7 +184,7 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     ax = _chart(7.2, 1.9)
     held = at if back else at + 1
     for k in range(steps + 1):
-        fc, ec, ink = ("#DCE9F5", BLUE, INK) if k < held else ("white", _GREY, "#999999")
+        fc, ec, ink = (PALE, BLUE, INK) if k < held else ("white", GREY, "#999999")
         box = {"boxstyle": "round,pad=0.03", "fc": fc, "ec": ec}
         ax.add_patch(patches.FancyBboxPatch((k - 0.22, 0), 0.44, 0.44, **box))
         ax.text(k, 0.22, f"z{k}" if k else "x", ha="center", va="center", color=ink)
@@ -197,7 +195,7 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
         ax.annotate("", xy=(end, height), xytext=(start, height), arrowprops=look)
 
     for k in range(1, steps + 1):
-        arrow(k - 0.73, k - 0.27, 0.22, colour if k == at else _GREY)
+        arrow(k - 0.73, k - 0.27, 0.22, colour if k == at else GREY)
     name = f"step {at} again,\nwith its graph" if back else f"step {at},\nno graph"
     ax.text(at - 0.5, 0.62, name, ha="center", color=colour)
     if back:
@@ -213,7 +211,7 @@ def against(
 ) -> Picture:
     """Lines over a common axis, with zero drawn."""
     ax = _chart(6.2, 3.0)
-    ax.axhline(0, color=_GREY, lw=1)
+    ax.axhline(0, color=GREY, lw=1)
     return _drawn(ax, {name: (x, y) for name, y in lines.items()}, xlabel=xlabel, ylabel=ylabel)
 
 
@@ -252,7 +250,7 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     ax = _chart(6.6, 2.9)
     radius = sigma * norm.ppf(share)
     x = np.linspace(-3.2 * sigma, radius + 4.2 * sigma, 400)
-    ax.fill_between(x, 0, norm.pdf(x, shift, sigma), where=x <= radius, color="#DCE9F5")
+    ax.fill_between(x, 0, norm.pdf(x, shift, sigma), where=x <= radius, color=PALE)
     ax.plot(x, norm.pdf(x, 0, sigma), color=INK, lw=1.2, ls=":", label="noise round the image")
     ax.plot(x, norm.pdf(x, shift, sigma), color=BLUE, lw=1.8, label="round the moved one")
     ax.axvline(radius, color=ORANGE, lw=1.6, ls="--")
@@ -290,10 +288,10 @@ def _chart(width: float, height: float) -> Axes:
     return Picture(figsize=(width, height), layout="constrained").subplots()
 
 
-def _styled(lines: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[str, str, str]]]:
+def _styled(lines: Mapping[str, Any]) -> Iterator[tuple[str, Any, Style]]:
     """Names and values, with a colour, dashes and a mark for each."""
-    for k, (name, values) in enumerate(lines.items()):
-        yield name, values, _LINES[k % len(_LINES)]
+    for name, style in styles(lines).items():
+        yield name, lines[name], style
 
 
 def _drawn(ax: Axes, lines: Mapping[str, tuple[Any, Any]], **settings: object) -> Picture:

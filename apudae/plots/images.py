@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..core.arguments import check_count, check_number, checked
-from .figures import BLUE, INK, RED, finished
+from .figures import finished
+from .palette import BLUE, INK, RED
 from .widgets import Picture
 
 _SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")

@@ -6,13 +6,18 @@ import base64
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.arguments import check_count, checked
+from ..core.scores import Accuracy, Difference
+from .palette import INK, STYLES, Style, own
 
 
 class Picture(Figure):
@@ -125,6 +130,74 @@ class SortableTable(Table):
         return "".join(found)
 
 
+class DotPlot(SortableTable):
+    """A table drawn: each value a dot with its interval, and the numbers behind a fold.
+
+    A column of :class:`~apudae.evaluation.Accuracy` runs from 0 to 100 %. Columns of differences
+    share an axis that reaches as far to both sides of zero as the furthest interval. All other
+    columns stay as they are. A defense that has a colour and mark of its own is drawn in these.
+    """
+
+    def __init__(
+        self, header: Sequence[str], rows: Sequence[Sequence[object]], *, text: int = 1
+    ) -> None:
+        super().__init__(header, rows, text=text)
+        self.dots = [[_dot(cell) for cell in row] for row in rows]
+        ends = [abs(end) for row in self.dots for dot in row if dot for end in dot[1:] if dot.zero]
+        self.reach = 5 * max(1, math.ceil(max(ends, default=0) / 5))
+
+    def _repr_html_(self) -> str:
+        columns = [[dot for dot in column if dot] for column in zip(*self.dots, strict=True)]
+        head = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in self.header)
+        scale = "".join(f"<td {_CELL}>{self._scale(dots) if dots else ''}</td>" for dots in columns)
+        body = "".join(
+            f"<tr>{''.join(map(self._drawn, texts, dots, self._styles(texts)))}</tr>"
+            for texts, dots in zip(self.rows, self.dots, strict=True)
+        )
+        return (
+            '<div class="apudae-dots" style="overflow-x:auto"><table><thead>'
+            f"<tr>{head}</tr><tr>{scale}</tr></thead><tbody>{body}</tbody></table>"
+            '<details class="apudae-fold"><summary>The numbers</summary>'
+            f"{super()._repr_html_()}</details></div>"
+        )
+
+    def _styles(self, row: Sequence[str]) -> list[Style]:
+        """Per cell: that of the defense of the row, else of the column."""
+        mine = next(filter(None, map(own, row[: self.text])), None)
+        return [mine or own(name) or STYLES[0] for name in self.header]
+
+    def _at(self, value: float, zero: bool) -> str:
+        """Place on the axis; its ends leave room for a mark."""
+        return f"{4 + 0.92 * (50 + 50 * value / self.reach if zero else value):.1f}%"
+
+    def _scale(self, dots: Sequence[_Dot]) -> str:
+        zero = dots[0].zero
+        ends = (f"−{self.reach}", "0", f"+{self.reach}") if zero else ("0", "100 %")
+        spread = "display:flex;justify-content:space-between;font-size:.72em;opacity:.8"
+        return f'<div style="{spread}">{"".join(f"<span>{end}</span>" for end in ends)}</div>'
+
+    def _drawn(self, text: str, dot: _Dot | None, style: Style) -> str:
+        if dot is None:
+            return f"<td {_CELL}>{html.escape(text)}</td>"
+        ink = "currentColor" if style.colour == INK else style.colour
+        low, high, middle, *grid = (
+            self._at(value, dot.zero)
+            for value in (dot.low, dot.high, dot.value, *((0,) if dot.zero else (0, 50, 100)))
+        )
+        lines = "".join(
+            f'<line x1="{x}" x2="{x}" y1="0" y2="100%" stroke="#888" stroke-opacity=".35"/>'
+            for x in grid
+        )
+        told = html.escape(text)
+        return (
+            f'<td {_CELL}><svg role="img" aria-label="{told}" width="100%" height="18" '
+            f'style="min-width:4.5em;display:block;overflow:visible"><title>{told}'
+            f'</title>{lines}<line x1="{low}" x2="{high}" y1="9" y2="9" stroke="{ink}" '
+            f'stroke-width="2"/><svg x="{middle}" y="9" overflow="visible"><path '
+            f'd="{_MARKS[style.mark]}" fill="{ink}"/></svg></svg></td>'
+        )
+
+
 @checked
 class Slider:
     """Pictures behind a slider: one range input and a line of script, all in the page itself.
@@ -183,6 +256,30 @@ class Slider:
             f'style="flex:1;min-width:6em" oninput="{html.escape(script)}"></label>'
             f"<figcaption>{self.caption}</figcaption></figure>"
         )
+
+
+class _Dot(NamedTuple):
+    """On an axis with zero in its middle, or from 0 to 100 %."""
+
+    zero: bool
+    value: float
+    low: float
+    high: float
+
+
+_CELL = 'style="text-align:left;vertical-align:middle;padding:.1em .7em .1em 0"'
+_MARKS = {
+    "o": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0",
+    "s": "M-4-4h8v8h-8z",
+    "^": "M0-5 5 4h-10z",
+    "D": "M0-5.5 5.5 0 0 5.5-5.5 0z",
+}
+
+
+def _dot(cell: object) -> _Dot | None:
+    if isinstance(cell, Accuracy):
+        return _Dot(False, cell.percent, *cell.interval())
+    return _Dot(True, *astuple(cell)) if isinstance(cell, Difference) else None
 
 
 def _glue(cell: str) -> str:

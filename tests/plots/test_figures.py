@@ -108,4 +108,4 @@ def test_a_path_on_the_square_has_its_start_and_its_end_marked():
     path = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     (ax,) = plots.field(torch.ones(4, 4), paths={"way": path}).axes
     marked = {line.get_marker(): line.get_xydata()[-1].tolist() for line in ax.lines}
-    assert marked["+"] == pytest.approx([0.1, 0.2]) and marked["s"] == pytest.approx([0.5, 0.6])
+    assert marked["+"] == pytest.approx([0.1, 0.2]) and marked["o"] == pytest.approx([0.5, 0.6])

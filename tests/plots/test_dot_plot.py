@@ -1,0 +1,72 @@
+"""A table drawn as dots with intervals, the numbers behind a fold."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from apudae import plots
+from apudae.core.scores import Accuracy, Difference
+from apudae.plots import palette
+
+HALF = Accuracy(50, 100)
+
+
+def drawn(page):
+    """Per dot: what is told, where it stands, its interval, its ink."""
+    cells = re.findall(r"<td [^>]*><svg role.*?</td>", page)
+    found = []
+    for cell in cells:
+        low, high = re.search(r'<line x1="([\d.]+)%" x2="([\d.]+)%" y1="9"', cell).groups()
+        at = re.search(r'<svg x="([\d.]+)%"', cell)[1]
+        told, ink = re.search(r'aria-label="([^"]*)"', cell)[1], re.search(r'fill="(.*?)"', cell)[1]
+        found.append((told, float(at), float(low), float(high), ink))
+    return found
+
+
+def test_a_dot_stands_where_its_number_is():
+    rows = [["a", HALF, Difference(10.0, -20.0, 20.0)], ["b", Accuracy(0, 100), "–"]]
+    page = plots.DotPlot(["who", "right", "gap"], rows)._repr_html_()
+    half, gap, none = drawn(page)
+    assert half[:2] == (str(HALF), 50.0)
+    low, high = HALF.interval()
+    assert half[2:4] == pytest.approx((4 + 0.92 * low, 4 + 0.92 * high), abs=0.06)
+    assert gap[1:4] == (73.0, 4.0, 96.0)  # the axis runs from -20 to +20
+    assert none[1] == 4.0 and "–" in page
+
+
+def test_the_numbers_are_behind_a_fold_and_in_the_text():
+    table = plots.DotPlot(["who", "right"], [["a", HALF]])
+    chart, fold = table._repr_html_().split("<details")
+    plain = re.sub(r"<[^>]+>", "", re.sub(r"<title>.*?</title>", "", chart))
+    assert "50" not in plain and "apudae-sortable" in fold and "50.0 %" in fold
+    assert str(HALF) in repr(table) and "50.0" in table._repr_markdown_()
+
+
+def test_a_defense_has_one_colour_by_row_or_by_column():
+    rows = [["direct", HALF, HALF], ["other", HALF, HALF]]
+    header = ["who", "adaptive, chosen", "left"]
+    inks = [dot[-1] for dot in drawn(plots.DotPlot(header, rows)._repr_html_())]
+    assert inks == [palette.BLUE, palette.BLUE, palette.ORANGE, "currentColor"]
+
+
+def test_no_rows_and_differences_of_zero_are_drawn():
+    assert "<table>" in plots.DotPlot(["who", "right"], [])._repr_html_()
+    (dot,) = drawn(plots.DotPlot(["who", "gap"], [["a", Difference(0, 0, 0)]])._repr_html_())
+    assert dot[1:4] == (50.0, 50.0, 50.0)
+
+
+def test_names_are_escaped():
+    page = plots.DotPlot(["<b>", "x"], [["a <i>", HALF]])._repr_html_()
+    assert "<b>" not in page and "<i>" not in page
+
+
+def test_styles_keep_what_belongs_to_a_defense():
+    one = palette.styles(["adaptive", "something", "direct", "else"])
+    assert one["adaptive"] == palette.OWN["adaptive"] and one["direct"] == palette.OWN["direct"]
+    assert len(set(one.values())) == 4  # the others get what is free
+    two = palette.styles(["adaptive, chosen", "adaptive, default"])
+    assert two["adaptive, chosen"] == palette.OWN["adaptive"] != two["adaptive, default"]
+    assert palette.own("directed") is None
+    assert len(palette.styles(map(str, range(9)))) == 9
