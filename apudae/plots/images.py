@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ..core.arguments import check_count, check_number, checked
 from .figures import finished
-from .palette import BLUE, INK, RED
+from .palette import BLUE, INK, RED, SHADES
 from .widgets import Picture
-
-_SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")
 
 
 @checked
@@ -96,7 +94,7 @@ def walk(
     figure = Picture(figsize=(7.6, 2.9), layout="constrained")
     chart, digit, bars = figure.subplots(1, 3, width_ratios=(1.15, 0.8, 0.9))
     seen, places = classes.unique(return_inverse=True)
-    shades = ["#FFFFFF" if k == label else _SHADES[k % len(_SHADES)] for k in seen.tolist()]
+    shades = ["white" if k == label else SHADES[k % len(SHADES)] for k in seen.tolist()]
     chart.imshow(
         places.numpy(),
         cmap=colors.ListedColormap(shades),

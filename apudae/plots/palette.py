@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
 GREY, PALE = "#BBBBBB", "#DCE9F5"
+SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")  # of areas
 
 
 class Style(NamedTuple):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core.arguments import check_count, checked
 from ..core.scores import Accuracy, Difference
-from .palette import INK, STYLES, Style, own
+from .palette import GREY, INK, STYLES, Style, own
 
 
 class Picture(Figure):
@@ -185,7 +185,7 @@ class DotPlot(SortableTable):
             for value in (dot.low, dot.high, dot.value, *((0,) if dot.zero else (0, 50, 100)))
         )
         lines = "".join(
-            f'<line x1="{x}" x2="{x}" y1="0" y2="100%" stroke="#888" stroke-opacity=".35"/>'
+            f'<line x1="{x}" x2="{x}" y1="0" y2="100%" stroke="{GREY}" stroke-opacity=".6"/>'
             for x in grid
         )
         told = html.escape(text)
@@ -227,6 +227,8 @@ class Slider:
         self.labels, self.name, self.alt, self.caption = list(frames), name, alt, caption
         self.start = check_count(start, "start", minimum=0, maximum=len(frames) - 1)
         self.pictures = [figure.address() for figure in frames.values()]
+        # So wide at least that the labels, 10 points of a figure, are of 11 pixels on a phone.
+        self.width = round(75 * max(figure.get_figwidth() for figure in frames.values()))
 
     def __repr__(self) -> str:
         return f"Slider({self.name}: {', '.join(self.labels)})"
@@ -235,7 +237,8 @@ class Slider:
         images = "".join(
             f'<img src="{picture}" '
             f'alt="{html.escape(f"{self.alt} ({self.name} = {label})")}" '
-            f'style="display:{"block" if k == self.start else "none"};max-width:100%;margin:auto">'
+            f'style="display:{"block" if k == self.start else "none"};margin:auto;'
+            f'max-width:max(100%,{self.width}px)">'
             for k, (label, picture) in enumerate(zip(self.labels, self.pictures, strict=True))
         )
         # `this` is the input; the figure's labels travel in a data attribute.
@@ -245,9 +248,12 @@ class Slider:
             "f.querySelector('output').textContent=t;this.setAttribute('aria-valuetext',t)"
         )
         name, first = html.escape(self.name), html.escape(self.labels[self.start])
+        order = html.escape("; ".join(self.labels))
         return (
             f'<figure class="apudae-slider" data-labels="{html.escape(json.dumps(self.labels))}" '
-            f'style="margin:1em 0">{images}'
+            f'style="margin:1em 0"><div style="overflow-x:auto" tabindex="0">{images}</div>'
+            # On paper all pictures are shown (book.css), and this line names them.
+            f'<div class="apudae-order" style="display:none">{name} = {order}</div>'
             '<label style="display:flex;gap:.8em;align-items:center;margin:.6em auto;'
             f'max-width:34em"><span style="white-space:nowrap">{name} = '
             f'<output style="display:inline-block;min-width:3em;padding:0">{first}</output></span>'

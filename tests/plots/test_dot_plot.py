@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from support import CHAPTERS, code, notebook
 
 from apudae import plots
 from apudae.core.scores import Accuracy, Difference
@@ -70,3 +72,11 @@ def test_styles_keep_what_belongs_to_a_defense():
     assert two["adaptive, chosen"] == palette.OWN["adaptive"] != two["adaptive, default"]
     assert palette.own("directed") is None
     assert len(palette.styles(map(str, range(9)))) == 9
+
+
+def test_colours_stand_in_one_place():
+    """No other file of the package, and no chapter, names a colour by its number."""
+    package = Path(plots.__file__).parents[1]
+    written = [path.read_text("utf-8") for path in package.rglob("*.py")]
+    written += [cell.source for name in CHAPTERS for cell in code(notebook(name))]
+    assert sum(bool(re.search(r"[\"'=]#[0-9A-Fa-f]{3,6}\b", text)) for text in written) == 1

@@ -49,7 +49,7 @@ def test_a_slider_is_complete_in_itself(slider):
     assert control["aria-label"] == "<ε>"
     assert json.loads(elements.all("figure")[0]["data-labels"]) == ["0", "½", "1"]
     assert not re.search(r"https?://", page)  # nothing is fetched
-    assert "<b>caption</b>" in page
+    assert "<b>caption</b>" in page and "&lt;ε&gt; = 0; ½; 1</div>" in page  # for paper
     assert "<script" not in html.unescape(page)
 
 
