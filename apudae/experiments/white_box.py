@@ -22,6 +22,7 @@ from .. import attacks, data
 from ..core.arguments import AttackWarning
 from ..core.processes import divided
 from ..core.record import Record, Row
+from ..evaluation.attackers import why_not_half
 from ..purification import PRESETS, Adaptive, Calibration, Defended, Direct, calibrate, smooth
 from . import recipes
 from .choose import Asked, Trial, score
@@ -134,9 +135,9 @@ def purified(pair: tuple[nn.Module, nn.Module], level: Calibration, options: Opt
 
 
 def probes(
-    model: Defended, x: Tensor, eps: float, *, steps: int, queries: int
+    model: Defended, x: Tensor, eps: float, *, half: bool, steps: int, queries: int
 ) -> dict[str, Callable[..., Tensor]]:
-    """APGD along the exact gradient and its stand-ins, then Square."""
+    """APGD along the exact gradient and its stand-ins, then Square; in half precision or not."""
     views: dict[str, nn.Module] = {"full gradient": model}
     if isinstance(model.purifier, Adaptive):
         others = {"direct": Direct(model.purifier.dae), **smooth(model.purifier, x, radius=eps)}
@@ -153,7 +154,7 @@ def probes(
 
         return attack
 
-    views = {name: attacks.HalfPrecision(view) for name, view in views.items()}
+    views = {name: attacks.HalfPrecision(view, half) for name, view in views.items()}
     climb = {"how": attacks.apgd, "steps": steps, "early_stop": True}
     found = {name: along(view, **climb) for name, view in views.items()}
     return found | {"Square": along(views["full gradient"], attacks.square, queries=queries)}
@@ -164,9 +165,10 @@ def worst(
 ) -> Asked:
     """Clean images, and the strongest that the small protocol finds for each ε."""
     x, y = images
+    half = not why_not_half(model, x[:16], y[:16])
 
     def hit(eps: float, part: Tensor) -> Tensor:
-        ours = probes(model, x[:50], eps, **effort)
+        ours = probes(model, x[:50], eps, half=half, **effort)
         return attacks.suite(model, x[part], y[part], eps=eps, attacks=ours, index=part).images
 
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Searching cheaply: in bfloat16, with graphs that are kept, in full passes; scored truly."""
 
 import copy
+import re
 
 import pytest
 import support
@@ -130,6 +131,30 @@ def test_models_that_mind_half_precision_are_searched_without(hardware, digits):
     report = run(Minds("fails"), digits, eps=0.06, budget=support.SMALL, curves=False)
     plain = run(small(), digits, eps=0.06, budget=support.SMALL, curves=False, search="float32")
     assert torch.equal(report.right(), plain.right())
+
+
+def test_a_walk_that_rounding_sends_elsewhere_is_searched_in_float32(hardware):
+    """Adam's steps are signs almost: in bfloat16 they go elsewhere. Plain descent stays near."""
+    classifier, dae = models.load("mnist-cnn"), models.load("mnist-dae")
+    x, y = read(16)
+    walk = Adaptive(dae, steps=10, step_size=0.05)
+    why = attackers.why_not_half(Defended(classifier, walk), x, y)
+    assert re.fullmatch(r"in bfloat16 a step along its gradient gains only \d+ % of the most", why)
+    plain = walk.replace(stepper="descent", step_size=0.2)
+    assert attackers.why_not_half(Defended(classifier, plain), x, y) == ""
+
+
+def test_a_model_without_a_gradient_may_be_searched_in_half_precision(hardware, digits):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            return self.inner((8 * x).round() / 8)
+
+    x, y = digits
+    assert attackers.why_not_half(Flat(), x[:8], y[:8]) == ""
 
 
 def walks():
