@@ -348,11 +348,14 @@ CALLS = {
         "draws": (1, "count"),
         "seed": (0, "seed"),
     },
-    plots.Table: {
-        "header": (["a"], "sequence"),
-        "rows": ([["b"]], "sequence"),
-        "text": (1, "whole"),
-    },
+    **dict.fromkeys(
+        (plots.Table, plots.DotPlot),
+        {
+            "header": (["a"], "sequence"),
+            "rows": ([["b"]], "sequence"),
+            "text": (1, "whole"),
+        },
+    ),
     plots.Slider: {
         "frames": ({"0": FIGURE, "1": FIGURE}, "dict"),
         "name": ("a", "text"),
@@ -386,7 +389,7 @@ CALLS = {
     plots.field: {
         "density": (torch.rand(4, 4), "tensor"),
         "paths": ({"a": torch.rand(3, 2)}, "own"),
-        "curve": (torch.rand(3, 2), "tensor?"),
+        "curves": ({"a": torch.rand(3, 2)}, "own"),
     },
     plots.walk: {
         "classes": (torch.tensor([[0, 1], [0, 1]]), "tensor"),

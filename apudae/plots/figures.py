@@ -89,7 +89,7 @@ def field(
         curves: name -> points ``[T, 2]`` of a closed line, drawn thin.
     """
     ax = _chart(4.6, 4.0)
-    ax.imshow(density, cmap="Greys", origin="lower", extent=(0, 1, 0, 1), alpha=0.6)
+    ax.imshow(density.numpy(), cmap="Greys", origin="lower", extent=(0, 1, 0, 1), alpha=0.6)
     for k, (name, points) in enumerate((curves or {}).items()):
         look = ((RED, "-"), (INK, ":"))[k % 2]
         ax.plot(*points.T.tolist(), color=look[0], ls=look[1], lw=1.3, label=name)

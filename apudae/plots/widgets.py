@@ -130,6 +130,7 @@ class SortableTable(Table):
         return "".join(found)
 
 
+@checked
 class DotPlot(SortableTable):
     """A table drawn: each value a dot with its interval, and the numbers behind a fold.
 
