@@ -2,6 +2,7 @@
 # make run    execute the chapters      make test       lint, package, notebooks
 #                                       make test-all   the same, the slow variants, random seeds
 # make gpu    all that needs a GPU, within MINUTES=30, packed into few files (README)
+# make pdf    the built book as one PDF (needs Chromium)
 # make bench  time attacks, training, purification and evaluation (three quarters of an hour)
 # make repository URL=https://github.com/NAME/REPOSITORY   write the book's address wherever it stands
 PYTHON ?= python3
@@ -11,12 +12,15 @@ READY := $(VENV)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 export TQDM_DISABLE := 1
 
-.PHONY: book check test test-all lint run weights bench gpu repository clean
+.PHONY: book pdf check test test-all lint run weights bench gpu repository clean
 .DEFAULT_GOAL := book
 
 book: $(READY)
 	$(BIN)/jupyter-book build . --warningiserror --keep-going --nitpick --quiet
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+
+pdf: book
+	$(BIN)/python scripts/pdf.py "$(or $(CHROMIUM),$(shell command -v chromium || command -v google-chrome))"
 
 # One worker for each core, one thread for each worker; a file stays with its worker, and the files
 # come in their order: the notebooks, which take longest, and then the package's.

@@ -68,6 +68,7 @@ WRONG = {
     "pair": [3, "ab", X, (X,), (X, Y, Y), (X, Y[:2]), (X * 255, Y), (X, Y + 10), (X, None)],
 }
 
+TABLE = {"header": (["a"], "sequence"), "rows": ([["b"]], "sequence"), "text": (1, "whole")}
 DRAWN = {"seed": (0, "seed"), "precision": ("float32", "choice")}
 
 # The public functions: arguments that are right, and of which kind each is.
@@ -348,14 +349,8 @@ CALLS = {
         "draws": (1, "count"),
         "seed": (0, "seed"),
     },
-    **dict.fromkeys(
-        (plots.Table, plots.DotPlot),
-        {
-            "header": (["a"], "sequence"),
-            "rows": ([["b"]], "sequence"),
-            "text": (1, "whole"),
-        },
-    ),
+    plots.Table: TABLE,
+    plots.DotPlot: TABLE,
     plots.Slider: {
         "frames": ({"0": FIGURE, "1": FIGURE}, "dict"),
         "name": ("a", "text"),

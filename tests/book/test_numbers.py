@@ -35,10 +35,9 @@ def visible(cells):
                 folded = which == "start"
         elif not folded and not FOLDED & set(cell.metadata.get("tags", [])):
             texts = [text for output in cell.outputs for text in shown(output)]
-            # A number and its interval are one number to a reader.
-            found[place] = sum(
-                len(NUMBER.findall(re.sub(r"\[[^\]]*\]", "", text))) for text in texts
-            )
+            # A number, its interval and its n in brackets are one number to a reader.
+            beside = r"\[[^\]]*\]|\([\d,]+\)"
+            found[place] = sum(len(NUMBER.findall(re.sub(beside, "", text))) for text in texts)
     return found
 
 

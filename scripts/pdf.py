@@ -1,0 +1,87 @@
+"""The built book as one PDF with contents: `make pdf` (needs the machine's own Chromium).
+
+The pages are put one behind the other into one, whose links lead inside it, and printed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from urllib.parse import urljoin
+
+import yaml
+from bs4 import BeautifulSoup, Tag
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "_build" / "html"
+LEFT_OUT = {"book/laboratory", "book/reference/status"}  # they need a screen, or are of no use
+
+
+def pages() -> list[str]:
+    """Names of the pages, in the order of the table of contents."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+    parts = (entry["file"] for part in toc["parts"] for entry in part["chapters"])
+    return [name for name in (toc["root"], *parts) if name not in LEFT_OUT]
+
+
+def article(name: str, known: set[str]) -> tuple[Tag, str]:
+    """A page's text with links that lead inside the whole, and its title."""
+    soup = BeautifulSoup((HTML / f"{name}.html").read_text("utf-8"), "html.parser")
+    found = soup.find("article")
+    for useless in found.select(".headerlink, .prev-next-footer, script:not([type])"):
+        useless.decompose()
+    for tag in found.find_all(id=True):
+        tag["id"] = f"{name}:{tag['id']}"
+    for link in found.find_all("a", href=True):
+        page, _, place = urljoin(f"{name}.html", link["href"]).partition("#")
+        page = page.removesuffix(".html")
+        if page in known:
+            link["href"] = f"#{page}:{place}" if place else f"#{page}"
+    for tag in found.find_all(src=True):
+        if not tag["src"].startswith("data:"):
+            tag["src"] = urljoin(f"{name}.html", tag["src"])
+    whole = soup.new_tag("section", id=name, attrs={"class": "chapter"})
+    whole.append(found.extract())
+    return whole, re.sub(r"#$", "", found.find("h1").get_text().strip())
+
+
+def main() -> None:
+    """Write the PDF beside the pages."""
+    names = pages()
+    frame = BeautifulSoup((HTML / f"{names[0]}.html").read_text("utf-8"), "html.parser")
+    for tag, key in [(t, k) for k in ("src", "href") for t in frame.head.find_all(attrs={k: True})]:
+        tag[key] = urljoin(f"{names[0]}.html", tag[key])
+    found = [article(name, set(names)) for name in names]
+    items = "".join(
+        f'<li><a href="#{name}">{title}</a></li>'
+        for name, (_, title) in zip(names[1:], found[1:], strict=True)
+    )
+    contents = f"<section class='chapter'><h1>Contents</h1><ul>{items}</ul></section>"
+    frame.body.clear()
+    frame.body["class"] = "bd-article"
+    for part in (found[0][0], BeautifulSoup(contents, "html.parser"), *(p for p, _ in found[1:])):
+        frame.body.append(part)
+    style = ".chapter + .chapter { break-before: page } body { padding: 0 } .toggle { opacity: 1 }"
+    frame.head.append(BeautifulSoup(f"<style>{style}</style>", "html.parser"))
+    single, out = HTML / "whole.html", HTML.parent / "book.pdf"
+    single.write_text(str(frame), "utf-8")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(single.as_uri(), wait_until="load", timeout=300_000)
+        page.wait_for_function("window.MathJax?.startup?.promise?.then", timeout=60_000)
+        page.evaluate("() => MathJax.startup.promise.then(() => true)")
+        margin = dict.fromkeys(("top", "bottom", "left", "right"), "16mm")
+        number = '<div style="font-size:8px;width:100%;text-align:center" class="pageNumber"></div>'
+        options = {"outline": True, "tagged": True, "print_background": True, "margin": margin}
+        options |= {"display_header_footer": True, "header_template": "<i></i>"}
+        page.pdf(path=out, format="A4", footer_template=number, **options)
+        browser.close()
+    single.unlink()
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
