@@ -20,7 +20,7 @@ book: $(READY)
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 pdf: book
-	$(BIN)/python scripts/pdf.py "$(or $(CHROMIUM),$(shell command -v chromium || command -v google-chrome))"
+	$(BIN)/python scripts/pdf.py $(CHROMIUM)
 
 # One worker for each core, one thread for each worker; a file stays with its worker, and the files
 # come in their order: the notebooks, which take longest, and then the package's.

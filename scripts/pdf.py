@@ -5,7 +5,8 @@ The pages are put one behind the other into one, whose links lead inside it, and
 
 from __future__ import annotations
 
-import re
+import html
+import shutil
 import sys
 from pathlib import Path
 from urllib.parse import urljoin
@@ -33,22 +34,27 @@ def article(name: str, known: set[str]) -> tuple[Tag, str]:
     for useless in found.select(".headerlink, .prev-next-footer, script:not([type])"):
         useless.decompose()
     for tag in found.find_all(id=True):
-        tag["id"] = f"{name}:{tag['id']}"
+        if tag["id"] != "cheat-sheet":  # whose style has it by this name
+            tag["id"] = f"{name}:{tag['id']}"
+    for fold in found.select("details.apudae-fold, details.hide"):
+        fold["open"] = ""
     for link in found.find_all("a", href=True):
         page, _, place = urljoin(f"{name}.html", link["href"]).partition("#")
         page = page.removesuffix(".html")
         if page in known:
             link["href"] = f"#{page}:{place}" if place else f"#{page}"
+        elif not link["href"].startswith(("http", "mailto")):
+            link.unwrap()  # it leads out of what is printed
     for tag in found.find_all(src=True):
         if not tag["src"].startswith("data:"):
             tag["src"] = urljoin(f"{name}.html", tag["src"])
     whole = soup.new_tag("section", id=name, attrs={"class": "chapter"})
     whole.append(found.extract())
-    return whole, re.sub(r"#$", "", found.find("h1").get_text().strip())
+    return whole, html.escape(found.find("h1").get_text().strip())
 
 
-def main() -> None:
-    """Write the PDF beside the pages."""
+def whole() -> str:
+    """All pages as one, the first, the contents, the others."""
     names = pages()
     frame = BeautifulSoup((HTML / f"{names[0]}.html").read_text("utf-8"), "html.parser")
     for tag, key in [(t, k) for k in ("src", "href") for t in frame.head.find_all(attrs={k: True})]:
@@ -65,11 +71,15 @@ def main() -> None:
         frame.body.append(part)
     style = ".chapter + .chapter { break-before: page } body { padding: 0 } .toggle { opacity: 1 }"
     frame.head.append(BeautifulSoup(f"<style>{style}</style>", "html.parser"))
-    single, out = HTML / "whole.html", HTML.parent / "book.pdf"
-    single.write_text(str(frame), "utf-8")
+    return str(frame)
+
+
+def printed(single: Path, browser: str) -> None:
+    """Print a page, once its formulas are set."""
+    out = HTML.parent / "book.pdf"
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=sys.argv[1], args=["--no-sandbox"])
-        page = browser.new_page()
+        window = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = window.new_page()
         page.goto(single.as_uri(), wait_until="load", timeout=300_000)
         page.wait_for_function("window.MathJax?.startup?.promise?.then", timeout=60_000)
         page.evaluate("() => MathJax.startup.promise.then(() => true)")
@@ -78,9 +88,22 @@ def main() -> None:
         options = {"outline": True, "tagged": True, "print_background": True, "margin": margin}
         options |= {"display_header_footer": True, "header_template": "<i></i>"}
         page.pdf(path=out, format="A4", footer_template=number, **options)
-        browser.close()
-    single.unlink()
+        window.close()
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    """Write the PDF beside the pages."""
+    names = ("chromium", "chromium-browser", "google-chrome", *sys.argv[1:])
+    browser = next(filter(None, map(shutil.which, reversed(names))), None)
+    if browser is None:
+        raise SystemExit(f"no browser found: none of {', '.join(names)}; name one: CHROMIUM=path")
+    single = HTML / "whole.html"
+    try:
+        single.write_text(whole(), "utf-8")
+        printed(single, browser)
+    finally:
+        single.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,9 @@ class Budget:
         curve: images that the curves are drawn for.
         scoring: of a random model, draws per image to choose its attack, and as many fresh ones to
             score it; 2 to 49.
-        search: precision that attacks compute in: ``"auto"``, bfloat16 where the hardware has it
-            and the model answers there as it does; or ``"float32"``, the images' own. What they
-            find is scored in the images' own.
+        search: precision that attacks compute in: ``"auto"``, bfloat16 where the hardware has it,
+            the model answers there as it does, and a step along its gradient gains about as much;
+            or ``"float32"``, the images' own. What they find is scored in the images' own.
 
     Raises:
         ValueError: another number of scoring draws, which would not be fresh.
@@ -244,39 +244,47 @@ def _search(half: bool) -> str:
 
 
 @torch.no_grad()
-def why_not_half(model: nn.Module, x: Tensor, y: Tensor) -> str:
+def why_not_half(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf") -> str:
     """Why attacks on a model should not search in half precision; empty if they may.
 
     Args:
         model: images -> logits.
         x: a few images ``[N, C, H, W]``.
         y: their labels.
+        norm: of the attacks.
     """
     if half_precision(x.device) is None:
         return "this hardware does not compute in bfloat16"
     if x.dtype != torch.float32:
         return f"the images are {x.dtype}".replace("torch.", "")
     with evaluating(model):
-        exact = ask(model, x)
-        view = Fixed(model, draw=0)
+        exact, true = ask(model, x), _gradient(Fixed(model, draw=0), x, y)
+        half = HalfPrecision(Fixed(model, draw=0))
         try:
-            objective = Objective(HalfPrecision(view))
-            rough = next(objective.view.answers(x, 0))
-            gradient = objective.gradient(x, y)[2]
+            rough = next(half.answers(x, 0))
+            gradient = _gradient(half, x, y)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError) as error:
             return f"in bfloat16 the model fails ({str(error).splitlines()[0]:.100})"
-        true = Objective(view).gradient(x, y)[2]
     agree = (rough.argmax(1) == exact.argmax(1)).double().mean().item()
     if agree < 0.75 or not (rough.isfinite().all() and gradient.isfinite().all()):
         return f"in bfloat16 the model reads only {100 * agree:.0f} % as it does"
-    # What a step along its signs gains, of the most that a step can gain to first order. A walk
-    # along signs or Adam's steps turns rounding into another path, and its gradient with it.
-    most = true.abs().flatten(1).sum(1)
-    gained = (true * gradient.sign()).flatten(1).sum(1) / most
-    share = torch.where(most > 0, gained, 1.0).median().item()
-    if share < 0.9:
+    # What a step along it gains, of the most that a step can gain to first order. Adam's steps turn
+    # rounding into another path, and its gradient with it.
+    step = gradient.sign() if norm == "linf" else gradient / gradient.norm(dim=1, keepdim=True)
+    most = true.norm(p=1 if norm == "linf" else 2, dim=1)
+    share = ((true * step.nan_to_num()).sum(1) / most)[most > 0].median().item()
+    if (most > 0).any() and not share >= 0.9:
         return f"in bfloat16 a step along its gradient gains only {100 * share:.0f} % of the most"
     return ""
+
+
+def _gradient(view: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Of the cross-entropy, in a row for each image; a few at a time, for models that are large."""
+    objective = Objective(view)
+    objective.size = 4
+    return objective.gradient(x, y)[2].flatten(1)
 
 
 def seconds_per_pass(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:

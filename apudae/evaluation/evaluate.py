@@ -247,7 +247,7 @@ def _go(
                 won = could_win(model, run.all, y, seed=s["seed"])
                 raised += [Finding(name, what) for name, what in told(won).items()]
         auto = run.budget.search == "auto"
-        why = why_not_half(model, few[:16], labels[:16]) if auto else "it was asked for"
+        why = why_not_half(model, few[:16], labels[:16], s["norm"]) if auto else "it was asked for"
         return raised, won, why, _masked(raised) and is_cut(model, few, labels)
 
     report.findings, report.could_win, why, cut = together(look, first=True)

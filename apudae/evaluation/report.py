@@ -197,8 +197,8 @@ class Report:
     def table(self, *, brief: bool = False) -> plots.Table:
         """Attacks, on how many images, how many are read rightly, and what stands after each.
 
-        ``brief`` leaves out what each was run on, what it cost, and the precision it searched in,
-        and is drawn.
+        ``brief`` leaves out what each was run on, what it cost, and the precision it searched in:
+        a :class:`apudae.plots.DotPlot`.
         """
         rows, stands = [], self.stands()
         for name, outcome in self.alone.items():

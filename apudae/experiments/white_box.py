@@ -165,7 +165,6 @@ def worst(
 ) -> Asked:
     """Clean images, and the strongest that the small protocol finds for each ε."""
     x, y = images
-    half = not why_not_half(model, x[:16], y[:16])
 
     def hit(eps: float, part: Tensor) -> Tensor:
         ours = probes(model, x[:50], eps, half=half, **effort)
@@ -173,6 +172,7 @@ def worst(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttackWarning)  # of luck: a random walk is read once
+        half = not why_not_half(model, x[:16], y[:16])
         return [x, *(divided(partial(hit, eps), len(x)) for eps in epsilons)], y
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.arguments import check_count, check_number, checked
 from ..core.scores import Accuracy
-from .palette import BLUE, GREY, INK, ORANGE, PALE, RED, Style, styles
+from .palette import BLUE, GREY, INK, ORANGE, PALE, RED, SLATE, Style, styles
 from .widgets import Picture
 
 _NO_Y = ("top", "right", "left")  # lines of the frame that are left out
@@ -66,7 +66,7 @@ def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Pictur
 def roc(lines: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
     """Detections against false alarms, from :func:`apudae.evaluation.roc`."""
     ax = _chart(4.6, 3.8)
-    ax.plot([0, 100], [0, 100], color=GREY, lw=1)
+    ax.plot([0, 100], [0, 100], color=SLATE, lw=1)
     percents = {name: (100 * false, 100 * true) for name, (false, true) in lines.items()}
     labels = {"xlabel": "false alarms on clean images (%)", "ylabel": "attacked images found (%)"}
     return _drawn(ax, percents, **labels)
@@ -184,7 +184,7 @@ def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
     ax = _chart(7.2, 1.9)
     held = at if back else at + 1
     for k in range(steps + 1):
-        fc, ec, ink = (PALE, BLUE, INK) if k < held else ("white", GREY, GREY)
+        fc, ec, ink = (PALE, BLUE, INK) if k < held else ("white", GREY, SLATE)
         box = {"boxstyle": "round,pad=0.03", "fc": fc, "ec": ec}
         ax.add_patch(patches.FancyBboxPatch((k - 0.22, 0), 0.44, 0.44, **box))
         ax.text(k, 0.22, f"z{k}" if k else "x", ha="center", va="center", color=ink)
@@ -224,7 +224,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
     for k, (group, values, (colour, *_)) in enumerate(_styled(groups)):
         y = [names.index(name) + (k - (len(groups) - 1) / 2) * high for name in values]
         ax.barh(y, list(values.values()), 0.9 * high, color=colour, label=group)
-    ax.axvline(0, color=GREY, lw=1)
+    ax.axvline(0, color=SLATE, lw=1)
     ax.tick_params(axis="y", length=0)
     return finished(ax, names, grid=False, hidden=_NO_Y, legend=_BESIDE, xlabel=xlabel)
 

@@ -8,47 +8,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
-GREY, PALE = "#BBBBBB", "#DCE9F5"
+PURPLE, SLATE, GREY, PALE = "#CC79A7", "#6E6E6E", "#BBBBBB", "#DCE9F5"
 SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")  # of areas
 
 
 class Style(NamedTuple):
-    """Colour, dashes and mark of a line."""
+    """Colour, dashes and mark of a line, as matplotlib names them."""
 
     colour: str
-    dashes: str
+    dashes: Any
     mark: str
 
 
-STYLES = (
-    Style(INK, "-", "o"),
-    Style(BLUE, "--", "s"),
-    Style(GREEN, "-.", "^"),
-    Style(ORANGE, ":", "D"),
-)
 # By the word that the name of a line begins with.
-OWN: Mapping[str, Style] = dict(
-    zip(("no defense", "direct", "purifier", "adaptive"), STYLES, strict=True)
-)
+OWN: Mapping[str, Style] = {
+    "no defense": Style(SLATE, (0, (1, 1)), "v"),
+    "direct": Style(BLUE, "--", "s"),
+    "purifier": Style(GREEN, "-.", "^"),
+    "adaptive": Style(ORANGE, ":", "D"),
+}
+PLAIN = Style(INK, "-", "o")
+# Of lines that are no defense's; those of defenses follow, where none is in the chart.
+_FREE = (PLAIN, Style(PURPLE, (0, (5, 1, 1, 1, 1, 1)), "p"))
 
 
 def own(name: str) -> Style | None:
     """That of a defense which has one for itself."""
-    return next((style for key, style in OWN.items() if re.match(rf"{key}\b", name)), None)
+    return next((s for key, s in OWN.items() if re.match(rf"(the )?{key}\b", name)), None)
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """One for each line of a chart: its own, or one that is free; of a fifth line the first."""
+    """One for each line of a chart: its own, or one that is free; at last they begin anew."""
     names = list(names)
     found: dict[str, Style] = {}
     for name in names:
         style = own(name)
         if style and style not in found.values():
             found[name] = style
-    free = [style for style in STYLES if style not in found.values()]
+    free = [style for style in (*_FREE, *OWN.values()) if style not in found.values()]
     rest = [name for name in names if name not in found]
-    found |= {name: (free or STYLES)[k % len(free or STYLES)] for k, name in enumerate(rest)}
+    found |= {name: free[k % len(free)] for k, name in enumerate(rest)}
     return {name: found[name] for name in names}

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.arguments import check_count, checked
-from ..core.scores import Accuracy, Difference
-from .palette import GREY, INK, STYLES, Style, own
+from ..core.scores import Accuracy, Auc, Difference
+from .palette import GREY, INK, PLAIN, Style, own
 
 
 class Picture(Figure):
@@ -134,9 +134,13 @@ class SortableTable(Table):
 class DotPlot(SortableTable):
     """A table drawn: each value a dot with its interval, and the numbers behind a fold.
 
-    A column of :class:`~apudae.evaluation.Accuracy` runs from 0 to 100 %. Columns of differences
-    share an axis that reaches as far to both sides of zero as the furthest interval. All other
-    columns stay as they are. A defense that has a colour and mark of its own is drawn in these.
+    Columns of :class:`~apudae.evaluation.Accuracy` share an axis that ends at 100 % and begins
+    below the lowest interval. Columns of differences share one that reaches as far to both sides of
+    zero as the furthest interval. All other columns stay as they are. A defense that has a colour
+    and mark of its own is drawn in these.
+
+    Raises:
+        ValueError: a column has both accuracies and differences.
     """
 
     def __init__(
@@ -144,12 +148,19 @@ class DotPlot(SortableTable):
     ) -> None:
         super().__init__(header, rows, text=text)
         self.dots = [[_dot(cell) for cell in row] for row in rows]
-        ends = [abs(end) for row in self.dots for dot in row if dot for end in dot[1:] if dot.zero]
-        self.reach = 5 * max(1, math.ceil(max(ends, default=0) / 5))
+        for name, column in zip(self.header, zip(*self.dots, strict=True), strict=False):
+            if len({dot.zero for dot in column if dot}) > 1:
+                raise ValueError(f"rows: accuracies and differences in one column, {name!r}")
+        drawn = [dot for row in self.dots for dot in row if dot]
+        lows = [dot.low for dot in drawn if not dot.zero]
+        least = min(10 * math.floor(max(min(lows, default=0), 0) / 10), 90)
+        ends = [max(-dot.low, dot.high) for dot in drawn if dot.zero]
+        reach = 5 * max(1, math.ceil(max(ends, default=0) / 5))
+        self.axes = {False: (least, 100), True: (-reach, reach)}
 
     def _repr_html_(self) -> str:
         columns = [[dot for dot in column if dot] for column in zip(*self.dots, strict=True)]
-        head = "".join(f"<th {_CELL}>{html.escape(name)}</th>" for name in self.header)
+        head = "".join(f'<th scope="col" {_CELL}>{html.escape(name)}</th>' for name in self.header)
         scale = "".join(f"<td {_CELL}>{self._scale(dots) if dots else ''}</td>" for dots in columns)
         body = "".join(
             f"<tr>{''.join(map(self._drawn, texts, dots, self._styles(texts)))}</tr>"
@@ -157,33 +168,36 @@ class DotPlot(SortableTable):
         )
         return (
             '<div class="apudae-dots" style="overflow-x:auto"><table><thead>'
-            f"<tr>{head}</tr><tr>{scale}</tr></thead><tbody>{body}</tbody></table>"
+            f'<tr>{head}</tr><tr aria-hidden="true">{scale}</tr></thead>'
+            f"<tbody>{body}</tbody></table>"
             '<details class="apudae-fold"><summary>The numbers</summary>'
             f"{super()._repr_html_()}</details></div>"
         )
 
     def _styles(self, row: Sequence[str]) -> list[Style]:
-        """Per cell: that of the defense of the row, else of the column."""
-        mine = next(filter(None, map(own, row[: self.text])), None)
-        return [mine or own(name) or STYLES[0] for name in self.header]
+        """Per cell: that of the defense of the column, else of the row."""
+        mine = next(filter(None, map(own, row[: self.text])), PLAIN)
+        return [own(name) or mine for name in self.header]
 
     def _at(self, value: float, zero: bool) -> str:
         """Place on the axis; its ends leave room for a mark."""
-        return f"{4 + 0.92 * (50 + 50 * value / self.reach if zero else value):.1f}%"
+        first, last = self.axes[zero]
+        return f"{4 + 92 * (value - first) / (last - first):.1f}%"
 
     def _scale(self, dots: Sequence[_Dot]) -> str:
-        zero = dots[0].zero
-        ends = (f"−{self.reach}", "0", f"+{self.reach}") if zero else ("0", "100 %")
+        first, last = self.axes[dots[0].zero]
+        ends = (f"\N{MINUS SIGN}{last}", "0", f"+{last}") if first < 0 else (first, "100\xa0%")
         spread = "display:flex;justify-content:space-between;font-size:.72em;opacity:.8"
         return f'<div style="{spread}">{"".join(f"<span>{end}</span>" for end in ends)}</div>'
 
     def _drawn(self, text: str, dot: _Dot | None, style: Style) -> str:
         if dot is None:
-            return f"<td {_CELL}>{html.escape(text)}</td>"
+            wrap = ";white-space:nowrap" if len(text) <= 18 else ""
+            return f'<td {_CELL[:-1]}{wrap}">{html.escape(text)}</td>'
         ink = "currentColor" if style.colour == INK else style.colour
         low, high, middle, *grid = (
             self._at(value, dot.zero)
-            for value in (dot.low, dot.high, dot.value, *((0,) if dot.zero else (0, 50, 100)))
+            for value in (dot.low, dot.high, dot.value, *((0,) if dot.zero else self.axes[False]))
         )
         lines = "".join(
             f'<line x1="{x}" x2="{x}" y1="0" y2="100%" stroke="{GREY}" stroke-opacity=".6"/>'
@@ -192,10 +206,11 @@ class DotPlot(SortableTable):
         told = html.escape(text)
         return (
             f'<td {_CELL}><svg role="img" aria-label="{told}" width="100%" height="18" '
-            f'style="min-width:4.5em;display:block;overflow:visible"><title>{told}'
+            f'style="min-width:3.6em;display:block;overflow:visible"><title>{told}'
             f'</title>{lines}<line x1="{low}" x2="{high}" y1="9" y2="9" stroke="{ink}" '
             f'stroke-width="2"/><svg x="{middle}" y="9" overflow="visible"><path '
-            f'd="{_MARKS[style.mark]}" fill="{ink}"/></svg></svg></td>'
+            f'd="{_MARKS[style.mark]}" fill="{ink}" stroke="currentColor" stroke-width=".6"/>'
+            "</svg></svg></td>"
         )
 
 
@@ -229,7 +244,7 @@ class Slider:
         self.start = check_count(start, "start", minimum=0, maximum=len(frames) - 1)
         self.pictures = [figure.address() for figure in frames.values()]
         # So wide at least that the labels, 10 points of a figure, are of 11 pixels on a phone.
-        self.width = round(75 * max(figure.get_figwidth() for figure in frames.values()))
+        self.width = round(80 * max(figure.get_figwidth() for figure in frames.values()))
 
     def __repr__(self) -> str:
         return f"Slider({self.name}: {', '.join(self.labels)})"
@@ -252,7 +267,8 @@ class Slider:
         order = html.escape("; ".join(self.labels))
         return (
             f'<figure class="apudae-slider" data-labels="{html.escape(json.dumps(self.labels))}" '
-            f'style="margin:1em 0"><div style="overflow-x:auto" tabindex="0">{images}</div>'
+            'style="margin:1em 0"><div style="overflow-x:auto" role="group" tabindex="0" '
+            f'aria-label="{name}">{images}</div>'
             # On paper all pictures are shown (book.css), and this line names them.
             f'<div class="apudae-order" style="display:none">{name} = {order}</div>'
             '<label style="display:flex;gap:.8em;align-items:center;margin:.6em auto;'
@@ -274,18 +290,21 @@ class _Dot(NamedTuple):
     high: float
 
 
-_CELL = 'style="text-align:left;vertical-align:middle;padding:.1em .7em .1em 0"'
+_CELL = 'style="text-align:left;vertical-align:middle;line-height:1.25;padding:.1em .7em .1em 0"'
 _MARKS = {
     "o": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0",
     "s": "M-4-4h8v8h-8z",
     "^": "M0-5 5 4h-10z",
     "D": "M0-5.5 5.5 0 0 5.5-5.5 0z",
+    "v": "M0 5 5-4h-10z",
 }
 
 
 def _dot(cell: object) -> _Dot | None:
     if isinstance(cell, Accuracy):
         return _Dot(False, cell.percent, *cell.interval())
+    if isinstance(cell, Auc):
+        return _Dot(False, *astuple(cell))
     return _Dot(True, *astuple(cell)) if isinstance(cell, Difference) else None
 
 

@@ -144,17 +144,49 @@ def test_a_walk_that_rounding_sends_elsewhere_is_searched_in_float32(hardware):
     assert attackers.why_not_half(Defended(classifier, plain), x, y) == ""
 
 
-def test_a_model_without_a_gradient_may_be_searched_in_half_precision(hardware, digits):
-    class Flat(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = small()
+class Scaled(torch.autograd.Function):
+    """Answers as they are; gradients by a factor for each image, another one in half precision."""
 
-        def forward(self, x):
-            return self.inner((8 * x).round() / 8)
+    @staticmethod
+    def forward(ctx, x, factors, refuses):
+        ctx.factors, ctx.refuses = factors, refuses
+        return x.clone()
 
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.refuses:
+            raise RuntimeError("not implemented for BFloat16")
+        return gradient * ctx.factors.view(-1, 1, 1, 1), None, None
+
+
+class Bent(nn.Module):
+    def __init__(self, exact, half, refuses=False):
+        super().__init__()
+        self.inner, self.factors, self.refuses = small(), (exact, half), refuses
+
+    def forward(self, x):
+        rough = torch.is_autocast_enabled(x.device.type)
+        factors = torch.tensor(self.factors[rough]).repeat(len(x))[: len(x)]
+        return self.inner(Scaled.apply(x, factors, self.refuses and rough))
+
+
+@pytest.mark.parametrize(
+    ("model", "may"),
+    [
+        (Bent([0.0], [0.0]), True),  # there is none, here or there
+        (Bent([1.0], [1.0]), True),
+        (Bent([1.0], [-1.0]), False),
+        (Bent([1.0], [0.0]), False),
+        (Bent([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, -1.0]), False),  # of most images there is none
+        (Bent([float("nan")], [1.0]), True),  # other warnings speak of that
+        (Bent([1.0], [1.0], refuses=True), False),
+    ],
+    ids=["none", "same", "turned", "lost", "few", "nan", "refused"],
+)
+def test_half_precision_needs_a_gradient_that_is_as_good(hardware, digits, model, may):
     x, y = digits
-    assert attackers.why_not_half(Flat(), x[:8], y[:8]) == ""
+    why = attackers.why_not_half(model, x[:8], y[:8])
+    assert (why == "") == may, why
 
 
 def walks():

@@ -8,7 +8,7 @@ import pytest
 from support import CHAPTERS, notebook
 
 MOST = 60
-NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 FOLDED = {"hide-output", "hide-cell", "remove-output", "remove-cell"}
 
 
@@ -23,7 +23,9 @@ def shown(output):
         return [re.sub(drawn, "", cell) for row in rows for cell in row[1:]]
     if table := data.get("text/markdown"):
         return [cell for row in table.splitlines()[2:] for cell in row.split("|")[2:]]
-    return [output["text"]] if output.output_type == "stream" else []
+    if output.output_type == "stream":
+        return [output["text"]]
+    return [data["text/plain"]] if data.keys() == {"text/plain"} else []
 
 
 def visible(cells):
@@ -36,7 +38,7 @@ def visible(cells):
         elif not folded and not FOLDED & set(cell.metadata.get("tags", [])):
             texts = [text for output in cell.outputs for text in shown(output)]
             # A number, its interval and its n in brackets are one number to a reader.
-            beside = r"\[[^\]]*\]|\([\d,]+\)"
+            beside = r"\[[-+\d.]+,\s[-+\d.]+\]|\([\d,]+\)"
             found[place] = sum(len(NUMBER.findall(re.sub(beside, "", text))) for text in texts)
     return found
 
@@ -61,12 +63,13 @@ def test_numbers_are_counted():
     table = {"text/markdown": plots.Table(["", "3", "n"], rows)._repr_markdown_()}
     drawn = {"text/html": plots.DotPlot(["", "3", "n"], rows)._repr_html_()}
     printed = new_output("stream", text="1,000 and -2.5 of x3")
+    listed = told({"text/plain": "[1, 2, 3e-05]"})
     cells = [
         new_code_cell("", outputs=[told(table)]),
         new_code_cell("", outputs=[told(drawn)]),
-        new_code_cell("", outputs=[printed]),
+        new_code_cell("", outputs=[printed, listed]),
         new_code_cell("", outputs=[printed], metadata={"tags": ["hide-output"]}),
         new_markdown_cell("{solution-start} x"),
         new_code_cell("", outputs=[printed]),
     ]
-    assert visible(cells) == {0: 2, 1: 1, 2: 2}
+    assert visible(cells) == {0: 2, 1: 1, 2: 5}

@@ -9,7 +9,7 @@ import pytest
 from support import CHAPTERS, code, notebook
 
 from apudae import plots
-from apudae.core.scores import Accuracy, Difference
+from apudae.core.scores import Accuracy, Auc, Difference
 from apudae.plots import palette
 
 HALF = Accuracy(50, 100)
@@ -28,13 +28,15 @@ def drawn(page):
 
 
 def test_a_dot_stands_where_its_number_is():
-    rows = [["a", HALF, Difference(10.0, -20.0, 20.0)], ["b", Accuracy(0, 100), "–"]]
-    page = plots.DotPlot(["who", "right", "gap"], rows)._repr_html_()
-    half, gap, none = drawn(page)
+    area = Auc(75.0, 60.0, 90.0)
+    rows = [["a", HALF, Difference(10.0, -20.0, 20.0), area], ["b", Accuracy(0, 100), "–", "–"]]
+    page = plots.DotPlot(["who", "right", "gap", "area"], rows)._repr_html_()
+    half, gap, auc, none = drawn(page)
     assert half[:2] == (str(HALF), 50.0)
     low, high = HALF.interval()
     assert half[2:4] == pytest.approx((4 + 0.92 * low, 4 + 0.92 * high), abs=0.06)
     assert gap[1:4] == (73.0, 4.0, 96.0)  # the axis runs from -20 to +20
+    assert auc[1:4] == pytest.approx((73.0, 59.2, 86.8))
     assert none[1] == 4.0 and "–" in page
 
 
@@ -46,11 +48,27 @@ def test_the_numbers_are_behind_a_fold_and_in_the_text():
     assert str(HALF) in repr(table) and "50.0" in table._repr_markdown_()
 
 
-def test_a_defense_has_one_colour_by_row_or_by_column():
-    rows = [["direct", HALF, HALF], ["other", HALF, HALF]]
-    header = ["who", "adaptive, chosen", "left"]
+def test_a_defense_has_one_colour_by_column_or_by_row():
+    rows = [["direct (200)", HALF, HALF], ["other", HALF, HALF], ["no defense", HALF, HALF]]
+    header = ["who", "the purifier", "left"]
     inks = [dot[-1] for dot in drawn(plots.DotPlot(header, rows)._repr_html_())]
-    assert inks == [palette.BLUE, palette.BLUE, palette.ORANGE, "currentColor"]
+    assert inks[1::2] == [palette.BLUE, "currentColor", palette.SLATE]
+    assert inks[::2] == [palette.GREEN] * 3
+
+
+def test_a_column_has_one_axis():
+    rows = [["a", HALF], ["b", Difference(1.0, 0.0, 2.0)]]
+    with pytest.raises(ValueError, match="in one column, 'right'"):
+        plots.DotPlot(["who", "right"], rows)
+
+
+def test_the_axis_begins_below_what_is_lowest():
+    (first, second) = drawn(
+        plots.DotPlot(["", "x"], [["a", Accuracy(80, 100)], ["b", HALF]])._repr_html_()
+    )
+    least = 10 * (HALF.interval()[0] // 10)
+    assert first[1] == pytest.approx(4 + 92 * (80 - least) / (100 - least), abs=0.06)
+    assert second[1] == pytest.approx(4 + 92 * (50 - least) / (100 - least), abs=0.06)
 
 
 def test_no_rows_and_differences_of_zero_are_drawn():
@@ -67,7 +85,8 @@ def test_names_are_escaped():
 def test_styles_keep_what_belongs_to_a_defense():
     one = palette.styles(["adaptive", "something", "direct", "else"])
     assert one["adaptive"] == palette.OWN["adaptive"] and one["direct"] == palette.OWN["direct"]
-    assert len(set(one.values())) == 4  # the others get what is free
+    assert len(set(one.values())) == 4  # the others get what is free, and is no defense's
+    assert not {one["something"], one["else"]} & set(palette.OWN.values())
     two = palette.styles(["adaptive, chosen", "adaptive, default"])
     assert two["adaptive, chosen"] == palette.OWN["adaptive"] != two["adaptive, default"]
     assert palette.own("directed") is None
@@ -79,4 +98,4 @@ def test_colours_stand_in_one_place():
     package = Path(plots.__file__).parents[1]
     written = [path.read_text("utf-8") for path in package.rglob("*.py")]
     written += [cell.source for name in CHAPTERS for cell in code(notebook(name))]
-    assert sum(bool(re.search(r"[\"'=]#[0-9A-Fa-f]{3,6}\b", text)) for text in written) == 1
+    assert sum(bool(re.search(r"[\"'=:]#[0-9A-Fa-f]{3,6}\b", text)) for text in written) == 1
