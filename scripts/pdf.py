@@ -81,13 +81,13 @@ def printed(single: Path, browser: str) -> None:
         window = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = window.new_page()
         page.goto(single.as_uri(), wait_until="load", timeout=300_000)
-        page.wait_for_function("window.MathJax?.startup?.promise?.then", timeout=60_000)
+        page.wait_for_function("!!window.MathJax?.startup?.promise", timeout=60_000)
         page.evaluate("() => MathJax.startup.promise.then(() => true)")
         margin = dict.fromkeys(("top", "bottom", "left", "right"), "16mm")
         number = '<div style="font-size:8px;width:100%;text-align:center" class="pageNumber"></div>'
         options = {"outline": True, "tagged": True, "print_background": True, "margin": margin}
         options |= {"display_header_footer": True, "header_template": "<i></i>"}
-        page.pdf(path=out, format="A4", footer_template=number, **options)
+        page.pdf(path=out, format="A4", scale=0.8, footer_template=number, **options)
         window.close()
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
