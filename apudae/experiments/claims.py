@@ -67,9 +67,9 @@ class Claim:
         return [
             self.text,
             f"{len(self.one):,} {self.images}",
+            f"[{self.verdict}]({self.chapter})",
             f"{before} → {after}".replace(" ", "\N{NO-BREAK SPACE}"),
             str(self.gain),
-            f"[{self.verdict}]({self.chapter})",
         ]
 
 
@@ -137,4 +137,4 @@ def _of_colours(
 def claims(place: Place | None = None) -> Table:
     """Claim by claim; each verdict leads to the chapter that measures it."""
     rows = sorted((claim.row() for claim in each_claim(place)), key=lambda row: row[0])
-    return Table(["claim", "images, ε", "kept", "difference", "verdict"], rows, text=2)
+    return Table(["claim", "images, ε", "verdict", "kept", "difference"], rows, text=3)

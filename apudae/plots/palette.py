@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 INK, RED, BLUE, GREEN, ORANGE = "#222222", "#D55E00", "#0072B2", "#009E73", "#E69F00"
-PURPLE, SLATE, GREY, PALE = "#CC79A7", "#6E6E6E", "#BBBBBB", "#DCE9F5"
+PURPLE, SKY, BROWN = "#CC79A7", "#56B4E9", "#8C564B"
+SLATE, GREY, PALE = "#6E6E6E", "#BBBBBB", "#DCE9F5"
 SHADES = ("#C6DBEF", "#FDD0A2", "#C7E9C0", "#DADAEB", "#FEE391", "#D9D9D9")  # of areas
 
 
@@ -31,8 +32,13 @@ OWN: Mapping[str, Style] = {
     "adaptive": Style(ORANGE, ":", "D"),
 }
 PLAIN = Style(INK, "-", "o")
-# Of lines that are no defense's; those of defenses follow, where none is in the chart.
-_FREE = (PLAIN, Style(PURPLE, (0, (5, 1, 1, 1, 1, 1)), "p"))
+# Of lines that are no defense's.
+_FREE = (
+    PLAIN,
+    Style(PURPLE, "--", "p"),
+    Style(SKY, "-.", "P"),
+    Style(BROWN, ":", "X"),
+)
 
 
 def own(name: str) -> Style | None:
@@ -41,14 +47,13 @@ def own(name: str) -> Style | None:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """One for each line of a chart: its own, or one that is free; at last they begin anew."""
+    """One for each line of a chart: its own, or one that is no defense's; a fifth as the first."""
     names = list(names)
     found: dict[str, Style] = {}
     for name in names:
         style = own(name)
         if style and style not in found.values():
             found[name] = style
-    free = [style for style in (*_FREE, *OWN.values()) if style not in found.values()]
     rest = [name for name in names if name not in found]
-    found |= {name: free[k % len(free)] for k, name in enumerate(rest)}
+    found |= {name: _FREE[k % len(_FREE)] for k, name in enumerate(rest)}
     return {name: found[name] for name in names}

@@ -44,7 +44,7 @@ def found():
 def test_a_verdict_follows_from_the_interval(other, one, verdict):
     claim = Claim("a", "b", "c", torch.tensor(other), torch.tensor(one), "05_x")
     assert claim.verdict == verdict
-    assert claim.row()[-1] == f"[{verdict}](05_x)" and claim.row()[1] == "40 c"
+    assert claim.row()[2] == f"[{verdict}](05_x)" and claim.row()[1] == "40 c"
 
 
 def test_the_claims_are_read_from_the_records(found):
