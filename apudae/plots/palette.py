@@ -1,7 +1,7 @@
 """Colours, dashes and marks of the book; what a defense is drawn in, it is drawn in everywhere.
 
-The colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; what
-matters is never said by colour alone.
+The colours are those of Okabe and Ito (2008), and a brown; colour-blind readers can tell them
+apart, and what matters is never said by colour alone.
 """
 
 from __future__ import annotations
