@@ -245,7 +245,7 @@ def test_in_the_dark_and_on_paper_the_text_is_there(visit):
     assert picture.evaluate("i => getComputedStyle(i).backgroundColor") == "rgb(255, 255, 255)"
     other = visit(color_scheme="dark").open("book/09_against_other_defenses.html")
     other.evaluate("document.documentElement.dataset.theme = 'dark'")
-    for kind in ("div.apudae-sortable", "figure.apudae-slider"):
+    for kind in ("div.apudae-sortable", "div.apudae-dots", "figure.apudae-slider"):
         behind = other.locator(f".text_html:has({kind})").first
         ground = behind.evaluate("e => getComputedStyle(e).backgroundColor")
         assert ground == "rgba(0, 0, 0, 0)", kind  # the page's own dark shows through
@@ -363,3 +363,25 @@ def test_screenshots_are_kept(name, size, visit):
     path = SHOTS / f"{name}-{size['width']}.png"
     page.screenshot(path=path)
     assert path.stat().st_size > 20_000
+
+
+def test_on_a_phone_labels_of_pictures_are_legible(visit):
+    """Eleven pixels: at 144 dots an inch a label of 10 points is 20 pixels of a picture."""
+    page = visit(PHONE).open("book/01_threat_models.html")
+    for picture in page.query_selector_all("article figure img"):
+        if not picture.is_visible():
+            continue
+        shown, natural = picture.evaluate("m => [m.getBoundingClientRect().width, m.naturalWidth]")
+        assert 20 * shown / natural >= 10.9, picture.get_attribute("alt")
+
+
+def test_on_paper_all_pictures_of_a_slider_and_all_numbers_are_there(visit):
+    page = visit().open("book/05_direct_purification.html")
+    page.emulate_media(media="print")
+    slider = page.locator("figure.apudae-slider").first
+    pictures = slider.locator("img")
+    assert pictures.count() > 2
+    assert all(pictures.nth(k).is_visible() for k in range(pictures.count()))
+    assert slider.locator(".apudae-order").is_visible() and not slider.locator("input").is_visible()
+    numbers = page.locator(".apudae-dots .apudae-fold td").first
+    assert numbers.bounding_box()["height"] > 5

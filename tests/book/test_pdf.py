@@ -36,7 +36,7 @@ def test_all_chapters_are_there_in_order_and_what_is_folded_is_open(whole):
     assert numbers == [str(k) for k in range(1, 14)] and "Workshop 5" in contents
     chapters = re.findall(r'<section class="chapter" id="book/(\d\d)_', whole)
     assert chapters == [f"{k:02}" for k in range(1, 14)]
-    folds = re.findall(r'<details [^>]*\b(?:apudae-fold|hide)\b[^>]*>', whole)
+    folds = re.findall(r"<details [^>]*\b(?:apudae-fold|hide)\b[^>]*>", whole)
     assert len(folds) > 30 and all("open" in fold for fold in folds)
 
 
