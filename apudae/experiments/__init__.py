@@ -13,7 +13,7 @@ What came out:
 
 A defense or an attack of your own, judged: :func:`challenge`, one of :data:`CHALLENGES`.
 
-The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`CERTIFIED`,
+The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`HARDER`, :data:`CERTIFIED`,
 :data:`SETS`.
 
 For a study of your own: a :class:`Study` with :class:`Defense` and :class:`Profile`, run at a
@@ -29,7 +29,7 @@ from .colours import SETS
 from .compare import CLEAN, CW, STRONG, Profile, Study
 from .defenses import Defense
 from .digit_choices import VARIANTS, passes, setting
-from .digits import CERTIFIED, KNOWN, LADDER
+from .digits import CERTIFIED, HARDER, KNOWN, LADDER
 from .place import RESULTS, Place
 from .recipes import Recipe
 from .results import Results, results

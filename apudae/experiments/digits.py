@@ -78,6 +78,18 @@ KNOWN = tuple(
     )
 )
 
+# What kept most, once more under the heaviest attack, beside direct purification.
+HARDER = tuple(
+    replace(
+        row,
+        record=row.record.replace("known", "known_reference"),
+        n=100,
+        budget=BUDGETS["reference"],
+    )
+    for row in KNOWN
+    if row.eps == max(EPSILONS) and row.defense in ("direct", list(defenses.KNOWN)[-1])
+)
+
 # Against other defenses.
 
 COMPARISON = Study(
