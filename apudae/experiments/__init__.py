@@ -13,8 +13,8 @@ What came out:
 
 A defense or an attack of your own, judged: :func:`challenge`, one of :data:`CHALLENGES`.
 
-The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`HARDER`, :data:`CERTIFIED`,
-:data:`SETS`.
+The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`HARDER`,
+:data:`CERTIFIED`, :data:`SETS`.
 
 For a study of your own: a :class:`Study` with :class:`Defense` and :class:`Profile`, run at a
 :class:`Place`; and its networks by :class:`Recipe`, a :class:`Verdict`, a :class:`Ladder`,
