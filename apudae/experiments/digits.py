@@ -82,7 +82,7 @@ KNOWN = tuple(
 HARDER = tuple(
     replace(
         row,
-        record=row.record.replace("known", "known_reference"),
+        record=row.record.replace("known", "harder"),
         n=100,
         budget=BUDGETS["reference"],
     )
