@@ -22,14 +22,14 @@ LEFT_OUT = {"book/laboratory", "book/reference/status"}  # they need a screen, o
 
 def pages() -> list[str]:
     """Names of the pages, in the order of the table of contents."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     parts = (entry["file"] for part in toc["parts"] for entry in part["chapters"])
     return [name for name in (toc["root"], *parts) if name not in LEFT_OUT]
 
 
 def article(name: str, known: set[str]) -> tuple[Tag, str]:
     """A page's text with links that lead inside the whole, and its title."""
-    soup = BeautifulSoup((HTML / f"{name}.html").read_text("utf-8"), "html.parser")
+    soup = BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
     found = soup.find("article")
     for useless in found.select(".headerlink, .prev-next-footer, script:not([type])"):
         useless.decompose()
@@ -56,7 +56,7 @@ def article(name: str, known: set[str]) -> tuple[Tag, str]:
 def whole() -> str:
     """All pages as one, the first, the contents, the others."""
     names = pages()
-    frame = BeautifulSoup((HTML / f"{names[0]}.html").read_text("utf-8"), "html.parser")
+    frame = BeautifulSoup((HTML / f"{names[0]}.html").read_text(encoding="utf-8"), "html.parser")
     for tag, key in [(t, k) for k in ("src", "href") for t in frame.head.find_all(attrs={k: True})]:
         tag[key] = urljoin(f"{names[0]}.html", tag[key])
     found = [article(name, set(names)) for name in names]
@@ -100,7 +100,7 @@ def main() -> None:
         raise SystemExit(f"no browser found: none of {', '.join(names)}; name one: CHROMIUM=path")
     single = HTML / "whole.html"
     try:
-        single.write_text(whole(), "utf-8")
+        single.write_text(whole(), encoding="utf-8")
         printed(single, browser)
     finally:
         single.unlink(missing_ok=True)
