@@ -72,7 +72,7 @@ KNOWN = tuple(
         curves=False,
         order=ORDER,
     )
-    for eps in (0.2, 0.3, 0.1)
+    for eps in EPSILONS
     for slug, (name, row) in zip(
         ("direct", "grey", "white", "white-R"), defenses.KNOWN.items(), strict=True
     )
