@@ -189,6 +189,36 @@ def test_half_precision_needs_a_gradient_that_is_as_good(hardware, digits, model
     assert (why == "") == may, why
 
 
+def test_in_l2_it_is_the_direction_that_counts(hardware, digits):
+    """Signs that are right are enough for a step in L∞; in L2 such a step goes elsewhere."""
+
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.rough = torch.is_autocast_enabled(x.device.type)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            scaled = gradient / gradient.abs().max()
+            return scaled.abs().pow(9) * scaled.sign() if ctx.rough else gradient
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            return self.inner(Steep.apply(x))
+
+    x, y = digits
+    plain = Bent([1.0], [1.0])
+    assert attackers.why_not_half(plain, x[:8], y[:8], "l2") == ""
+    assert "gains only" in attackers.why_not_half(Bent([1.0], [-1.0]), x[:8], y[:8], "l2")
+    assert attackers.why_not_half(Model(), x[:8], y[:8]) == ""
+    assert "gains only" in attackers.why_not_half(Model(), x[:8], y[:8], "l2")
+
+
 def walks():
     dae = components()
     generator = models.build("mnist-generator").eval()
