@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.arguments import check_count, check_number, checked
 from ..core.scores import Accuracy
-from .palette import BLUE, GREY, INK, ORANGE, PALE, RED, SLATE, Style, styles
+from .palette import BLUE, GREY, INK, ORANGE, PALE, PLAIN, RED, SLATE, Style, own, styles
 from .widgets import Picture
 
 _NO_Y = ("top", "right", "left")  # lines of the frame that are left out
@@ -130,6 +130,8 @@ def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
 def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Picture:
     """Accuracies with 95 % intervals over a cost, on a logarithmic axis; each has its name beside.
 
+    A defense that has a colour and mark of its own is drawn in these.
+
     Args:
         points: name -> cost and accuracy.
         xlabel: what the cost is.
@@ -138,8 +140,9 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
     high: list[tuple[float, float]] = []  # labels that stand already: log cost and height
     lefts: list[float] = []  # costs of those whose name stands on the left
     for name, (cost, worst) in sorted(points.items(), key=lambda p: (p[1][1].percent, p[1][0])):
-        ax.errorbar(cost, *_with_errors([worst]), color=BLUE, ls="", capsize=3, zorder=2)
-        ax.plot(cost, worst.percent, color=BLUE, marker="o", ms=6, zorder=4)
+        style = own(name) or PLAIN
+        ax.errorbar(cost, *_with_errors([worst]), color=style.colour, ls="", capsize=3, zorder=2)
+        ax.plot(cost, worst.percent, color=style.colour, marker=style.mark, ms=6, zorder=4)
         at = max(worst.percent, 0.0)
         while any(abs(np.log10(cost) - c) < 0.75 and abs(at - h) < 5 for c, h in high):
             at += 1.0

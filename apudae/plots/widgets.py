@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from itertools import count
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -100,7 +101,7 @@ class SortableTable(Table):
             "[...t.tBodies[0].rows].sort((p,q)=>n?(!v(p)-!v(q))||(up?1:-1)*(v(p)-v(q)):"
             "(up?1:-1)*p.cells[i].textContent.localeCompare(q.cells[i].textContent))"
             ".forEach(r=>t.tBodies[0].append(r));"
-            "t.querySelectorAll('th').forEach(c=>c.setAttribute('aria-sort','none'));"
+            "t.querySelectorAll('thead th').forEach(c=>c.setAttribute('aria-sort','none'));"
             "h.setAttribute('aria-sort',up?'ascending':'descending')"
         )
         side = ["left"] * self.text + ["right"] * (len(self.header) - self.text)
@@ -126,8 +127,13 @@ class SortableTable(Table):
             shown = re.sub(
                 r"(\[[^\]]*\])", r'<span class="apudae-interval">\1</span>', html.escape(cell)
             )
-            found.append(f'<td{value} style="text-align:{where}">{shown}</td>')
+            found.append(self._cell(k, shown, f'style="text-align:{where}"{value}'))
         return "".join(found)
+
+    def _cell(self, place: int, inner: str, attributes: str) -> str:
+        """The first one names its row: readers of a screen hear it before the others."""
+        kind, scope = ("th", ' scope="row"') if place < min(self.text, 1) else ("td", "")
+        return f"<{kind}{scope} {attributes}>{inner}</{kind}>"
 
 
 @checked
@@ -163,7 +169,7 @@ class DotPlot(SortableTable):
         head = "".join(f'<th scope="col" {_CELL}>{html.escape(name)}</th>' for name in self.header)
         scale = "".join(f"<td {_CELL}>{self._scale(dots) if dots else ''}</td>" for dots in columns)
         body = "".join(
-            f"<tr>{''.join(map(self._drawn, texts, dots, self._styles(texts)))}</tr>"
+            f"<tr>{''.join(map(self._drawn, count(), texts, dots, self._styles(texts)))}</tr>"
             for texts, dots in zip(self.rows, self.dots, strict=True)
         )
         return (
@@ -190,10 +196,10 @@ class DotPlot(SortableTable):
         spread = "display:flex;justify-content:space-between;font-size:.72em;opacity:.8"
         return f'<div style="{spread}">{"".join(f"<span>{end}</span>" for end in ends)}</div>'
 
-    def _drawn(self, text: str, dot: _Dot | None, style: Style) -> str:
+    def _drawn(self, place: int, text: str, dot: _Dot | None, style: Style) -> str:
         if dot is None:
             wrap = ";white-space:nowrap" if len(text) <= 18 else ""
-            return f'<td {_CELL[:-1]}{wrap}">{html.escape(text)}</td>'
+            return self._cell(place, html.escape(text), f'{_CELL[:-1]}{wrap}"')
         ink = "currentColor" if style.colour == INK else style.colour
         low, high, middle, *grid = (
             self._at(value, dot.zero)

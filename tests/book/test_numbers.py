@@ -18,7 +18,8 @@ def shown(output):
     if page := data.get("text/html"):
         if "apudae-slider" in page:
             return []
-        rows = [re.findall(r"<td.*?</td>", row) for row in page.split("<details")[0].split("<tr>")]
+        body = page.split("<details")[0].split("<tbody")[-1]
+        rows = [re.findall(r"<t[dh].*?</t[dh]>", row) for row in body.split("<tr>")]
         drawn = r"<title>.*?</title>|<div.*?</div>|<[^>]+>"
         return [re.sub(drawn, "", cell) for row in rows for cell in row[1:]]
     if table := data.get("text/markdown"):

@@ -38,6 +38,8 @@ def test_a_dot_stands_where_its_number_is():
     assert gap[1:4] == (73.0, 4.0, 96.0)  # the axis runs from -20 to +20
     assert auc[1:4] == pytest.approx((73.0, 59.2, 86.8))
     assert none[1] == 4.0 and "–" in page
+    chart = page.split("<details")[0]
+    assert re.findall(r'<th scope="row"[^>]*>(.*?)</th>', chart) == ["a", "b"]
 
 
 def test_the_numbers_are_behind_a_fold_and_in_the_text():

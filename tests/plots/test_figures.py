@@ -3,6 +3,7 @@ import torch
 
 from apudae import plots
 from apudae.core.scores import Accuracy
+from apudae.plots.palette import own
 
 
 def is_png(picture):
@@ -50,10 +51,11 @@ def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
     points = {
         "a": (1.0, Accuracy(0, 100)),
         "b": (1.1, Accuracy(0, 100)),
-        "c": (50.0, Accuracy(90, 100)),
+        "direct": (50.0, Accuracy(90, 100)),
     }
     (ax,) = plots.scatter(points, xlabel="cost").axes
-    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    marks = [line for line in ax.lines if line.get_marker() in ("o", "s")]
+    assert [(line.get_color(), line.get_marker()) for line in marks[-1:]] == [own("direct")[::2]]
     drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in marks}
     assert drawn == {(cost, worst.percent) for cost, worst in points.values()}
     assert ax.get_xscale() == "log"
@@ -61,7 +63,7 @@ def test_a_scatter_shows_every_accuracy_at_its_cost_and_labels_apart():
     assert labels.keys() == points.keys()
     assert abs(labels["a"][1] - labels["b"][1]) >= 5
     sides = {text.get_text(): text.get_ha() for text in ax.texts}
-    assert sides == {"a": "right", "b": "left", "c": "left"}  # b's interval is right of a
+    assert sides == {"a": "right", "b": "left", "direct": "left"}  # b's interval is right of a
 
 
 @pytest.mark.parametrize(("shift", "left"), [(0.0, "90 %"), (0.6408, "50 %"), (1.5, "4 %")])
