@@ -53,8 +53,23 @@ def article(name: str, known: set[str]) -> tuple[Tag, str]:
     return whole, html.escape(found.find("h1").get_text().strip())
 
 
+def answers(found: list[tuple[Tag, str]]) -> str:
+    """A last chapter: the questions of each with what is said of every answer to choose from."""
+    parts = []
+    for part, title in found:
+        questions = part.find("section", id=lambda name: name and name.endswith(":three-questions"))
+        if questions:
+            copied = BeautifulSoup(str(questions), "html.parser").section
+            copied.h2.string = html.unescape(title)
+            for answer in copied.select("details"):
+                answer["open"] = ""
+            parts.append(copied.decode_contents())
+    whole = "".join(parts).replace("<p>Choose an answer: each one opens.</p>", "")
+    return f"<section class='chapter' id='answers'><h1>Answers</h1>{whole}</section>"
+
+
 def whole() -> str:
-    """All pages as one, the first, the contents, the others."""
+    """All pages as one: the first, the contents, the others, and the answers to their questions."""
     names = pages()
     frame = BeautifulSoup((HTML / f"{names[0]}.html").read_text(encoding="utf-8"), "html.parser")
     for tag, key in [(t, k) for k in ("src", "href") for t in frame.head.find_all(attrs={k: True})]:
@@ -64,10 +79,12 @@ def whole() -> str:
         f'<li><a href="#{name}">{title}</a></li>'
         for name, (_, title) in zip(names[1:], found[1:], strict=True)
     )
+    items += '<li><a href="#answers">Answers</a></li>'
     contents = f"<section class='chapter'><h1>Contents</h1><ul>{items}</ul></section>"
     frame.body.clear()
     frame.body["class"] = "bd-article"
-    for part in (found[0][0], BeautifulSoup(contents, "html.parser"), *(p for p, _ in found[1:])):
+    ours = [BeautifulSoup(text, "html.parser") for text in (contents, answers(found))]
+    for part in (found[0][0], ours[0], *(p for p, _ in found[1:]), ours[1]):
         frame.body.append(part)
     style = ".chapter + .chapter { break-before: page } body { padding: 0 } .toggle { opacity: 1 }"
     frame.head.append(BeautifulSoup(f"<style>{style}</style>", "html.parser"))

@@ -40,6 +40,17 @@ def test_all_chapters_are_there_in_order_and_what_is_folded_is_open(whole):
     assert len(folds) > 30 and all("open" in fold for fold in folds)
 
 
+def test_the_questions_are_asked_in_their_chapter_and_answered_at_the_end(whole):
+    asked, answered = whole.split("<h1>Answers</h1>")
+    choices = [
+        re.findall(r'<details class="apudae-choice"[^>]*>', part) for part in (asked, answered)
+    ]
+    assert len(choices[0]) == len(choices[1]) >= 13 * 6
+    assert not any("open" in choice for choice in choices[0])
+    assert all("open" in choice for choice in choices[1])
+    assert answered.count("<h2>") == 13 and "Choose an answer" not in answered
+
+
 def test_without_a_browser_it_says_so(tmp_path):
     command = [sys.executable, str(Path(ROOT) / "scripts" / "pdf.py")]
     alone = os.environ | {"PATH": str(tmp_path)}
