@@ -217,7 +217,7 @@ class Score:
         felled = sorted(self.row["felled"].items(), key=lambda pair: -pair[1])
         if not asked.attack and felled:
             found.append(
-                "felled by, both together: "
+                "felled by, of both versions: "
                 + ", ".join(f"{name} {count}" for name, count in felled)
             )
         found.append("among the book's own (as they are, shifted):")

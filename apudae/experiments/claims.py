@@ -99,7 +99,8 @@ def each_claim(place: Place | None = None) -> Iterator[Claim]:
     for name, at in known:
         if name == "white-box choice" and ("direct", at) in known:
             pair = same_images(*(known[k, at].outcomes(place) for k in ("direct", name)))
-            yield Claim(STURDIER, ALL, f"digits, {at:g}, chosen so", *pair, "08_honest_evaluation")
+            told = f"digits, {at:g}, chosen against this attacker"
+            yield Claim(STURDIER, ALL, told, *pair, "08_honest_evaluation")
     yield from _of_colours("cifar10", "CIFAR-10 (JPEG copy), 8/255", "10_cifar10", place)
     yield from _of_colours("imagenet", "photographs, 4/255", "11_imagenet", place, relative=True)
     eps = PURIFIER_EPS["linf"]

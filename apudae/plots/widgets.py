@@ -193,8 +193,9 @@ class DotPlot(SortableTable):
     def _scale(self, dots: Sequence[_Dot]) -> str:
         first, last = self.axes[dots[0].zero]
         ends = (f"\N{MINUS SIGN}{last}", "0", f"+{last}") if first < 0 else (first, "100\xa0%")
-        spread = "display:flex;justify-content:space-between;font-size:.72em;opacity:.8"
-        return f'<div style="{spread}">{"".join(f"<span>{end}</span>" for end in ends)}</div>'
+        spread = "display:flex;justify-content:space-between;font-size:.78em;opacity:.8"
+        spans = "".join(f"<span>{end}</span>" for end in ends)
+        return f'<div class="apudae-scale" style="{spread}">{spans}</div>'
 
     def _drawn(self, place: int, text: str, dot: _Dot | None, style: Style) -> str:
         if dot is None:
@@ -272,7 +273,8 @@ class Slider:
         name, first = html.escape(self.name), html.escape(self.labels[self.start])
         order = html.escape("; ".join(self.labels))
         return (
-            f'<figure class="apudae-slider" data-labels="{html.escape(json.dumps(self.labels))}" '
+            f'<figure class="apudae-slider" data-wide="{self.width > 560}" '
+            f'data-labels="{html.escape(json.dumps(self.labels))}" '
             'style="margin:1em 0"><div style="overflow-x:auto" role="group" tabindex="0" '
             f'aria-label="{name}">{images}</div>'
             # On paper all pictures are shown (book.css), and this line names them.

@@ -48,7 +48,7 @@ def test_a_verdict_follows_from_the_interval(other, one, verdict):
 
 
 def test_the_claims_are_read_from_the_records(found):
-    again = [c for c in found if c.images.endswith("chosen so")]
+    again = [c for c in found if c.images.endswith("chosen against this attacker")]
     assert {(c.text, c.attacker) for c in again} == {(STURDIER, ALL)}
     assert [len(c.one) for c in again] == [200, 1000, 1000]  # at 0.1, 0.2 and 0.3
     found = [c for c in found if c not in again]

@@ -333,7 +333,7 @@
         const saved = memory.get("saved digits") ?? [];
         if (!knows() && shown.bare !== label && shown.purified === label && !saved.includes(state.digit)) {
           memory.set("saved digits", [...saved, state.digit]);
-          say(`Digit ${state.digit} is saved from who does not know. Now attack it as someone who does.`);
+          say(`This digit is saved from an attacker who does not know. Now attack it as one who does.`);
         }
         return knows() && saved.includes(state.digit) && shown.purified !== label;
       },
