@@ -22,7 +22,8 @@ from .palette import BLUE, GREY, INK, ORANGE, PALE, PLAIN, RED, SLATE, Style, ow
 from .widgets import Picture
 
 _NO_Y = ("top", "right", "left")  # lines of the frame that are left out
-_BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+_WIDTH = 4.6  # inches: as wide as a phone, if labels of 10 points are to be legible there
+_ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
 
 
 @checked
@@ -30,7 +31,7 @@ def curves(
     lines: Mapping[str, Mapping[float, Accuracy]], *, xlabel: str, ylabel: str = "accuracy (%)"
 ) -> Picture:
     """Accuracy against ε (or anything else), with 95 % intervals and direct labels."""
-    ax = _chart(6.2, 3.6)
+    ax = _chart(_WIDTH, 3.2)
     for name, points, (colour, style, marker) in _styled(lines):
         look = {"color": colour, "ls": style, "marker": marker, "ms": 5, "lw": 1.8, "capsize": 3}
         ax.errorbar(list(points), *_with_errors(points.values()), label=name, **look)
@@ -46,7 +47,7 @@ def losses(
     first: int = 1,
 ) -> Picture:
     """Values per epoch or step, counted from ``first``."""
-    ax = _chart(6.2, 2.8)
+    ax = _chart(_WIDTH, 2.6)
     ax.xaxis.get_major_locator().set_params(integer=True)
     steps = {name: (range(first, first + len(y)), y) for name, y in lines.items()}
     return _drawn(ax, steps, xlabel=xlabel, ylabel=ylabel)
@@ -55,7 +56,7 @@ def losses(
 @checked
 def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Picture:
     """Outlined histograms of several samples on common bins."""
-    ax = _chart(6.2, 3.0)
+    ax = _chart(_WIDTH, 2.8)
     bins = np.linspace(0, max(max(values) for values in samples.values()), 60)
     for name, values, (colour, style, _) in _styled(samples):
         ax.hist(values, bins, histtype="step", color=colour, ls=style, lw=1.6, label=name)
@@ -65,7 +66,7 @@ def histograms(samples: Mapping[str, Sequence[float]], *, xlabel: str) -> Pictur
 @checked
 def roc(lines: Mapping[str, tuple[Tensor, Tensor]]) -> Picture:
     """Detections against false alarms, from :func:`apudae.evaluation.roc`."""
-    ax = _chart(4.6, 3.8)
+    ax = _chart(_WIDTH, 3.8)
     ax.plot([0, 100], [0, 100], color=SLATE, lw=1)
     percents = {name: (100 * false, 100 * true) for name, (false, true) in lines.items()}
     labels = {"xlabel": "false alarms on clean images (%)", "ylabel": "attacked images found (%)"}
@@ -88,7 +89,7 @@ def field(
         paths: name -> points ``[T, 2]``, or those of several paths ``[K, T, 2]``; ends are marked.
         curves: name -> points ``[T, 2]`` of a closed line, drawn thin.
     """
-    ax = _chart(4.6, 4.0)
+    ax = _chart(_WIDTH, 4.6)
     ax.imshow(density.numpy(), cmap="Greys", origin="lower", extent=(0, 1, 0, 1), alpha=0.6)
     for k, (name, points) in enumerate((curves or {}).items()):
         look = ((RED, "-"), (INK, ":"))[k % 2]
@@ -105,25 +106,28 @@ def field(
         line.set_label(name)
     square = {"xlim": (0, 1), "ylim": (0, 1), "aspect": "equal"}
     labels = {"xlabel": "first pixel", "ylabel": "second pixel"}
-    return finished(ax, grid=False, hidden=(), legend=_BESIDE, **square, **labels)
+    return finished(ax, grid=False, hidden=(), legend=_ABOVE, **square, **labels)
 
 
 @checked
 def rungs(groups: Mapping[str, Mapping[str, Accuracy]]) -> Picture:
-    """Accuracies with 95 % intervals, a line per attack and a mark per defense.
+    """Accuracies with 95 % intervals: a line per attack, its name above it, a mark per defense.
 
     Args:
         groups: defense -> attack -> accuracy. Attacks stand in the order they first appear in.
     """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    ax = _chart(6.6, 0.36 * len(names) + 0.9)
-    shifts = np.linspace(-0.15, 0.15, len(groups)) if len(groups) > 1 else [0.0]
+    ax = _chart(_WIDTH, 0.46 * len(names) + 0.5 + 0.2 * len(groups))
+    shifts = np.linspace(-0.12, 0.12, len(groups)) if len(groups) > 1 else [0.0]
     for shift, (group, points, (colour, _, marker)) in zip(shifts, _styled(groups), strict=True):
         y = [names.index(name) + shift for name in points]
         x, errors = _with_errors(points.values())
         ax.errorbar(x, y, xerr=errors, color=colour, marker=marker, ls="", capsize=3, label=group)
-    above = {"loc": "lower center", "bbox_to_anchor": (0.4, 1.0), "ncols": len(groups)}
-    return finished(ax, names, legend=above, xlim=(-3, 103), xlabel="read rightly (%)")
+    for k, name in enumerate(names):
+        ax.axhline(k, color=GREY, lw=0.5, zorder=0)
+        ax.text(-2, k - 0.24, name, ha="left", va="bottom", fontsize=9.5, color=INK)
+    limits = {"xlim": (-3, 103), "ylim": (len(names) - 0.6, -0.8), "yticks": []}
+    return finished(ax, hidden=_NO_Y, legend=_ABOVE, xlabel="read rightly (%)", **limits)
 
 
 @checked
@@ -213,7 +217,7 @@ def against(
     x: Sequence[float], lines: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str
 ) -> Picture:
     """Lines over a common axis, with zero drawn."""
-    ax = _chart(6.2, 3.0)
+    ax = _chart(_WIDTH, 2.8)
     ax.axhline(0, color=GREY, lw=1)
     return _drawn(ax, {name: (x, y) for name, y in lines.items()}, xlabel=xlabel, ylabel=ylabel)
 
@@ -222,14 +226,14 @@ def against(
 def bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Picture:
     """Values to both sides of zero: a line per name, a bar per group."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    ax = _chart(6.6, 0.5 * len(names) + 1.0)
+    ax = _chart(_WIDTH, 0.5 * len(names) + 1.2)
     high = 0.8 / len(groups)
     for k, (group, values, (colour, *_)) in enumerate(_styled(groups)):
         y = [names.index(name) + (k - (len(groups) - 1) / 2) * high for name in values]
         ax.barh(y, list(values.values()), 0.9 * high, color=colour, label=group)
     ax.axvline(0, color=SLATE, lw=1)
     ax.tick_params(axis="y", length=0)
-    return finished(ax, names, grid=False, hidden=_NO_Y, legend=_BESIDE, xlabel=xlabel)
+    return finished(ax, names, grid=False, hidden=_NO_Y, legend=_ABOVE, xlabel=xlabel)
 
 
 @checked
@@ -250,7 +254,7 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     check_number(sigma, "sigma", exclusive=True)
     check_number(share, "share", exclusive=True, below=1)
     check_number(shift, "shift")
-    ax = _chart(6.6, 2.9)
+    ax = _chart(_WIDTH, 2.9)
     radius = sigma * norm.ppf(share)
     x = np.linspace(-3.2 * sigma, radius + 4.2 * sigma, 400)
     ax.fill_between(x, 0, norm.pdf(x, shift, sigma), where=x <= radius, color=PALE)
@@ -261,10 +265,10 @@ def shifted(sigma: float, share: float, shift: float) -> Picture:
     ax.text(radius, 1.1 * top, " another class →", color=INK, va="center")
     ax.text(radius, 1.1 * top, "← the class ", color=INK, va="center", ha="right")
     left = norm.cdf((radius - shift) / sigma)
-    ax.text(shift, 0.35 * top, f"{100 * left:.0f} %", color=BLUE, ha="center", fontweight="bold")
-    below = {"loc": "upper right", "bbox_to_anchor": (1, 0.86)}
+    inside = min(shift, radius - 0.75 * sigma)  # where it is shaded
+    ax.text(inside, 0.35 * top, f"{100 * left:.0f} %", color=BLUE, ha="center", fontweight="bold")
     shown = {"xlabel": "along the direction of the move, in pixel units", "ylim": (0, 1.2 * top)}
-    return finished(ax, grid=False, hidden=_NO_Y, legend=below, yticks=[], **shown)
+    return finished(ax, grid=False, hidden=_NO_Y, legend=_ABOVE, yticks=[], **shown)
 
 
 @checked
@@ -278,7 +282,7 @@ def certified(
         lines: name -> radii and shares of images in percent that are certified at least so far.
         points: name -> radius -> accuracy under an attack of that radius; in the line's colour.
     """
-    ax = _chart(6.6, 3.8)
+    ax = _chart(_WIDTH, 3.4)
     for name, (radii, shares), (colour, style, marker) in _styled(lines):
         ax.step(radii, shares, where="post", color=colour, ls=style, lw=1.8, label=name)
         for radius, found in (points or {}).get(name, {}).items():
@@ -288,7 +292,9 @@ def certified(
 
 
 def _chart(width: float, height: float) -> Axes:
-    return Picture(figsize=(width, height), layout="constrained").subplots()
+    ax = Picture(figsize=(width, height), layout="constrained").subplots()
+    ax.xaxis.get_major_locator().set_params(nbins=6)
+    return ax
 
 
 def _styled(lines: Mapping[str, Any]) -> Iterator[tuple[str, Any, Style]]:

@@ -29,16 +29,13 @@ OWN: Mapping[str, Style] = {
     "no defense": Style(SLATE, (0, (1, 1)), "v"),
     "direct": Style(BLUE, "--", "s"),
     "purifier": Style(GREEN, "-.", "^"),
+    "adaptive, default": Style(BROWN, ":", "X"),  # the authors'
     "adaptive": Style(ORANGE, ":", "D"),
 }
 PLAIN = Style(INK, "-", "o")
-# Of lines that are no defense's.
-_FREE = (
-    PLAIN,
-    Style(PURPLE, "--", "p"),
-    Style(SKY, "-.", "P"),
-    Style(BROWN, ":", "X"),
-)
+# Of lines that are no defense's; attacks that stand beside each other keep theirs.
+_FREE = (PLAIN, Style(PURPLE, "--", "p"), Style(SKY, "-.", "P"))
+_ATTACKS = dict(zip(("worst case", "PGD on the classifier", "FGSM"), _FREE, strict=True))
 
 
 def own(name: str) -> Style | None:
@@ -47,13 +44,14 @@ def own(name: str) -> Style | None:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """One for each line of a chart: its own, or one that is no defense's; a fifth as the first."""
+    """One for each line of a chart: its own, or one that is no defense's; a fourth as the first."""
     names = list(names)
     found: dict[str, Style] = {}
     for name in names:
-        style = own(name)
+        style = own(name) or _ATTACKS.get(name)
         if style and style not in found.values():
             found[name] = style
     rest = [name for name in names if name not in found]
-    found |= {name: _FREE[k % len(_FREE)] for k, name in enumerate(rest)}
+    free = [style for style in _FREE if style not in found.values()] or _FREE
+    found |= {name: free[k % len(free)] for k, name in enumerate(rest)}
     return {name: found[name] for name in names}

@@ -142,8 +142,8 @@ class DotPlot(SortableTable):
 
     Columns of :class:`~apudae.evaluation.Accuracy` share an axis that ends at 100 % and begins
     below the lowest interval. Columns of differences share one that reaches as far to both sides of
-    zero as the furthest interval. All other columns stay as they are. A defense that has a colour
-    and mark of its own is drawn in these.
+    zero as the furthest interval. All other columns stay as they are. What a defense keeps is drawn
+    in its own colour and mark, if it has them.
 
     Raises:
         ValueError: a column has both accuracies and differences.
@@ -201,6 +201,7 @@ class DotPlot(SortableTable):
         if dot is None:
             wrap = ";white-space:nowrap" if len(text) <= 18 else ""
             return self._cell(place, html.escape(text), f'{_CELL[:-1]}{wrap}"')
+        style = PLAIN if dot.zero else style  # a difference is no defense's
         ink = "currentColor" if style.colour == INK else style.colour
         low, high, middle, *grid = (
             self._at(value, dot.zero)
@@ -305,6 +306,7 @@ _MARKS = {
     "^": "M0-5 5 4h-10z",
     "D": "M0-5.5 5.5 0 0 5.5-5.5 0z",
     "v": "M0 5 5-4h-10z",
+    "X": "M-4-2-2-4 0-2 2-4 4-2 2 0 4 2 2 4 0 2-2 4-4 2-2 0z",
 }
 
 

@@ -17,7 +17,9 @@ def test_rungs_stand_in_their_order_one_mark_per_defense():
     }
     figure = plots.rungs(groups)
     (ax,) = figure.axes
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second", "third"]
+    named = {t.get_text(): t.get_position()[1] for t in ax.texts}
+    assert list(named) == ["first", "second", "third"] and ax.yaxis_inverted()
+    assert all(0 < k - y < 0.5 for k, y in enumerate(named.values()))  # each above its line
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
     assert is_png(figure)
 
