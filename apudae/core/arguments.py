@@ -72,7 +72,8 @@ def check_labels(y: Tensor, n: int, classes: int | None = None, name: str = "y")
     """Raise ``ValueError`` unless ``y`` holds ``n`` int64 labels in ``0 .. classes - 1``."""
     what = odd(y) or f"shape {list(y.shape)}"
     require(not odd(y) and y.ndim == 1, f"{name}: expected a tensor of labels [N], got {what}")
-    require(y.dtype == torch.int64, f"{name}: expected int64 labels, got {y.dtype}")
+    told = f"{name}: expected int64 labels, got {y.dtype}; call {name}.long()"
+    require(y.dtype == torch.int64, told)
     require(len(y) == n, f"{name}: expected {n} labels, one per image, got {len(y)}")
     if n and (y.min() < 0 or (classes is not None and y.max() >= classes)):
         upper = "" if classes is None else f" .. {classes - 1}"

@@ -5,8 +5,8 @@
 - :func:`margins`: lower bounds of how far a class's logit lies above each other one
 
 Layers: linear ones, convolutions, batch norm in evaluation mode, sums and products with constants,
-sums of two branches, and whatever only rises: ReLU, sigmoid, tanh, clamps, pooling. All else is
-refused by name.
+sums of two branches, branches side by side, and whatever only rises: ReLU, sigmoid, tanh, clamps,
+pooling. All else is refused by name.
 
 With ``rounding``, which proofs take, everything is computed in float64, and the bounds are widened
 by what float32 can lose in each layer: a sum of k products, in whatever order, is off by at most
@@ -170,6 +170,9 @@ class _Walk(fx.Interpreter):
         return self._rising(type(layer), layer, z)
 
     def call_function(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if target is torch.cat and all(isinstance(part, Interval) for part in args[0]):
+            sides = zip(*args[0], strict=True)
+            return Interval(*(torch.cat(side, *args[1:], **kwargs) for side in sides))
         if not any(isinstance(part, Interval) for part in args):
             return super().call_function(target, tuple(args), dict(kwargs))
         if target in _ARITHMETIC:

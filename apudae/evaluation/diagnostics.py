@@ -37,6 +37,12 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {
+    "training mode": Rule(
+        "layers that act differently in training stand in that mode",
+        "the report is of the model in evaluation mode; an accuracy that is taken in training mode "
+        "is another model's",
+        "call model.eval() before you attack and score",
+    ),
     "few images": Rule(
         "fewer than 20 images are measured",
         "the interval is so wide that hardly any claim fits beside it",
@@ -48,8 +54,8 @@ RULES: dict[str, Rule] = {
         "give ε in units of pixels in [0, 1]: 8 / 255 for 8 of 255 grey levels",
     ),
     "changes as it is asked": Rule(
-        "what the model keeps, counts in names with a leading underscore aside, is other after it "
-        "was asked",
+        "something that the model keeps has changed after it was asked; counts in names with a "
+        "leading underscore may",
         "a record of it is not gone on with, for it cannot be told from one of another model; and "
         "if its answers depend on that, they depend on the order of the attacks",
         "let a forward pass change nothing but whole numbers in names like `_calls`",

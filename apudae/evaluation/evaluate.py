@@ -29,7 +29,7 @@ from ..core.arguments import (
     require,
     warn,
 )
-from ..core.calling import ask, evaluating, is_random, takes_keys, unwrapped
+from ..core.calling import ask, evaluating, in_training, is_random, takes_keys, unwrapped
 from ..core.files import fingerprint, held, inside, model_fingerprint
 from ..core.norms import in_ball, within_reach
 from ..core.prints import CHANGING, exact, identity, model_print
@@ -154,6 +154,7 @@ def evaluate(
     )
     if path is not None:
         together(partial(check_shared, path.parent))
+    modes = in_training(bare)
     with held(mine, "record"), torch.inference_mode(False), evaluating(model):
         kept = spare(bare)  # as it is before it is asked
         x, y = x.detach().clamp(0, 1), y.clone()  # copies: they may come from inference mode
@@ -180,6 +181,8 @@ def evaluate(
         few = x[first], y, index[first], eps, norm
         classes, found = together(partial(_first_look, model, *few), first=True)
         target, odd = isolated(bare, kept, x[first], index[first])
+        if modes:
+            odd["training mode"] = modes
         marks = everyones(sorted(odd))
         agree = all(mark == marks[0] for mark in marks)
         require(agree, f"processes: they see differently what answers depend on, {marks}")

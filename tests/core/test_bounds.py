@@ -42,7 +42,7 @@ def test_of_one_linear_layer_they_are_the_corners(generator):
 
 
 class Branches(nn.Module):
-    """Sums, products and quotients with constants, two branches, every call style."""
+    """Sums, products and quotients with constants, two branches, also side by side, every call style."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,8 @@ class Branches(nn.Module):
     def forward(self, x):
         z = 1 - (x - 0.5) * self.scale / -0.7
         z = torch.relu(z) + self.body(z).clamp(-0.5, 2) * 2 + torch.sigmoid(z)
-        return (z - self.body(x).relu()).flatten(1).view(-1, 5)
+        z = (z - self.body(x).relu()).flatten(1).view(-1, 5)
+        return torch.cat([z, self.body(x)], 1)
 
 
 CHAINS = {

@@ -240,11 +240,14 @@ def test_a_model_of_ones_own_is_left_as_it_was(generator, cut):
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.warns(AttackWarning, match="BatchNorm2d in training mode"):
-        evaluation.evaluate(model, x, y, eps=0.3, budget=SMALL, curves=False, progress=False)
+        options = {"budget": SMALL, "curves": False, "progress": False}
+        report = evaluation.evaluate(model, x, y, eps=0.3, **options)
+    assert "training mode" in names(report) and "BatchNorm2d" in report.summary()
     assert model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with torch.inference_mode():
         report = run(model.eval(), (x, y), eps=0.3, budget=SMALL, curves=False)
+    assert "training mode" not in names(report)
     assert ("zero gradients" in names(report)) == cut
     assert ("straight-through" in {row.name for row in report.rows}) == cut
     honest = Train(False)
