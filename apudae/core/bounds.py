@@ -3,6 +3,7 @@
 - :func:`traced`: a network as a graph of layers that bounds can be carried through
 - :func:`interval`: lower and upper bounds of its outputs (interval bounds: Gowal et al. 2018)
 - :func:`margins`: lower bounds of how far a class's logit lies above each other one
+- :class:`Leads`: a layer that computes such differences itself
 
 Layers: linear ones, convolutions, batch norm in evaluation mode, sums and products with constants,
 sums of two branches, branches side by side, and whatever only rises: ReLU, sigmoid, tanh, clamps,
@@ -29,6 +30,22 @@ from torch.nn import functional as F
 from .arguments import check_labels, require
 
 UNIT = 2.0**-24  # half of float32's distance from 1 to the next number
+
+
+class Leads(nn.Module):
+    """How far each class's logit lies above the largest other one: ``[N, features]`` to classes.
+
+    A linear layer and a difference, in one, since their bounds are much tighter together.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.linear(x)
+        first, second = logits.topk(2).values.split(1, 1)
+        return logits - torch.where(logits == first, second, first)
 
 
 class Interval(NamedTuple):
@@ -61,12 +78,12 @@ _LINEAR = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.AvgPool2
 
 
 class _Tracer(fx.Tracer):
-    """Looks into all modules but torch's own layers."""
+    """Looks into all modules but torch's own layers, and leads."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module).__module__.startswith("torch.nn") and not isinstance(
-            module, (nn.Sequential, nn.ModuleList)
-        )
+        whole = (nn.Sequential, nn.ModuleList)
+        theirs = type(module).__module__.startswith("torch.nn") and not isinstance(module, whole)
+        return theirs or isinstance(module, Leads)
 
 
 def traced(model: nn.Module) -> fx.GraphModule:
@@ -117,15 +134,7 @@ def margins(model: nn.Module, box: Interval, y: Tensor, *, rounding: bool = True
         walk.stop = last
         z = walk.run(_wide(box, rounding))
         check_labels(y, len(z.low), layer.out_features)
-        weight = layer.weight[y, None] - layer.weight  # [N, classes, features]
-        middle, radius = (z.high + z.low) / 2, (z.high - z.low) / 2
-        low = torch.einsum("nkf,nf->nk", weight, middle)
-        low = low - torch.einsum("nkf,nf->nk", weight.abs(), radius)
-        if layer.bias is not None:
-            low = low + layer.bias[y, None] - layer.bias
-        if rounding:
-            error = _lost(layer, z)
-            low = low - error - error.gather(1, y[:, None])
+        low = _differences(layer, z, rounding)[torch.arange(len(y)), y]
     else:
         z = walk.run(_wide(box, rounding))
         check_labels(y, len(z.low), z.low.shape[1])
@@ -167,6 +176,8 @@ class _Walk(fx.Interpreter):
             raise ValueError(f"model: {target} is in training mode; call .eval()")
         if isinstance(layer, _LINEAR):
             return self._linear(layer, z)
+        if isinstance(layer, Leads):
+            return self._leads(layer.linear, z)
         return self._rising(type(layer), layer, z)
 
     def call_function(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -200,6 +211,28 @@ class _Walk(fx.Interpreter):
             radius = radius + _lost(layer, z)
         middle = layer(middle)
         return Interval(middle - radius, middle + radius)
+
+    def _leads(self, layer: nn.Linear, z: Interval) -> Interval:
+        low = _differences(layer, z, self.rounding)
+        own = torch.eye(layer.out_features, dtype=torch.bool, device=low.device)
+        low = low.masked_fill(own, torch.inf)
+        high = (-low.transpose(1, 2)).masked_fill(own, torch.inf)
+        found = Interval(low.amin(2), high.amin(2))
+        return found.widened(2 * UNIT * found.size) if self.rounding else found
+
+
+def _differences(layer: nn.Linear, z: Interval, rounding: bool) -> Tensor:
+    """Lower bounds of ``output[j] − output[k]`` of a linear layer: ``[N, j, k]``."""
+    weight = layer.weight[:, None] - layer.weight
+    middle, radius = (z.high + z.low) / 2, (z.high - z.low) / 2
+    low = torch.einsum("jkf,nf->njk", weight, middle)
+    low = low - torch.einsum("jkf,nf->njk", weight.abs(), radius)
+    if layer.bias is not None:
+        low = low + (layer.bias[:, None] - layer.bias)
+    if rounding:
+        error = _lost(layer, z)
+        low = low - error[:, :, None] - error[:, None]
+    return low
 
 
 def _sizes(layer: Any, z: Tensor) -> Tensor:

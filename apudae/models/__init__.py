@@ -6,8 +6,8 @@
 - :func:`build`: an untrained network by a name in :data:`MODELS`, its weights fixed by a seed
 - classifiers: :class:`MnistCNN`, :class:`MnistMLP`, :class:`CifarResNet`; :class:`Normalize` is
   their first layer
-- denoising autoencoders: :class:`ConvDAE`, :class:`REDNet`; :class:`Cut` is the first layer of one
-  that is made for proofs
+- denoising autoencoders: :class:`ConvDAE`, :class:`REDNet`; :class:`CertifiedDAE`, with
+  :class:`Cut` as its first layer, is made for proofs
 - networks of other defenses: :class:`MagNet`, :class:`VAE`, :class:`Generator` and
   :class:`Critic`, :class:`SharedAutoencoder`, :class:`UNet`
 """
@@ -15,6 +15,7 @@
 from .checkpoints import WEIGHTS, about, load, names, save
 from .networks import (
     MODELS,
+    CertifiedDAE,
     CifarResNet,
     ConvDAE,
     Cut,

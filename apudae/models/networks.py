@@ -6,13 +6,14 @@ pixels.
 
 - classifiers: :class:`MnistCNN`, :class:`MnistMLP`, :class:`CifarResNet`, :func:`resnet50`,
   :func:`efficientnet_lite0`
-- DAEs: :class:`ConvDAE`, :class:`REDNet`
+- DAEs: :class:`ConvDAE`, :class:`REDNet`; :class:`CertifiedDAE`, made for proofs
 - networks of other defenses: see :mod:`.others`
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.arguments import check_count, check_number, checked, require
+from ..core.bounds import Leads
 from .others import (
     VAE,
     Critic,
@@ -110,23 +112,58 @@ class ConvDAE(nn.Module):
         width: features of the outer convolutions; the inner ones have twice as many.
         tones: if above 0, so many functions of a single pixel's value come before anything else.
             Networks that hold against L∞ learn thresholds there (Madry et al. 2018, appendix C).
-        cut: if above 0, made for proofs: pixels of up to so many hundredths become 0, those that
-            far below 1 become 1 (:class:`Cut`), and the numbers of the bottleneck are clamped to
-            [0, 1]. What is clamped does not move, so that bounds end there.
     """
 
-    def __init__(self, latent: int = 64, width: int = 32, tones: int = 0, cut: int = 0) -> None:
+    def __init__(self, latent: int = 64, width: int = 32, tones: int = 0) -> None:
         super().__init__()
-        check_count(cut, "cut", minimum=0, maximum=49)
         first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
-        first, last = ([Cut(cut / 100), *first], [nn.Hardtanh(0, 1)]) if cut else (first, [])
         self.encoder = nn.Sequential(
-            *first, *squeeze(tones or 1, width, 3), nn.Linear(2 * width * 49, latent), *last
+            *first, *squeeze(tones or 1, width, 3), nn.Linear(2 * width * 49, latent)
         )
         self.decoder = decoder(latent, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
+
+
+@checked
+class CertifiedDAE(nn.Module):
+    """A purifier of 28×28 digits that is made for proofs: ``[N, 1, 28, 28]`` to the same.
+
+    Grey levels near black and white are cut off (:class:`Cut`). A small classifier follows, and of
+    each of its classes only one number goes on: how far it leads
+    (:class:`~apudae.core.bounds.Leads`), clamped to [0, 0.2]. So where one class leads by 0.2,
+    whatever an attacker does within ε, all ten numbers stand still, and so does what is drawn from
+    them. That is why it can be proved, and why little but the class survives it.
+
+    Its weights begin such that bounds neither grow nor shrink from layer to layer (Shi et al. 2021,
+    section 4.1).
+
+    Args:
+        width: features of the outer convolutions; the inner ones have twice as many.
+        hidden: features before the classes.
+        cut: hundredths of a pixel's range that are cut off on either side: at least ε.
+    """
+
+    def __init__(self, width: int = 32, hidden: int = 256, cut: int = 30) -> None:
+        super().__init__()
+        check_count(cut, "cut", minimum=0, maximum=49)
+        layers = [*squeeze(1, width, 4), nn.Linear(2 * width * 49, hidden), nn.ReLU()]
+        self.features, self.leads = nn.Sequential(Cut(cut / 100), *layers), Leads(hidden, 10)
+        for layer in (*self.features, self.leads.linear):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                spread = math.sqrt(2 * math.pi) / layer.weight[0].numel()
+                nn.init.normal_(layer.weight, 0, spread)
+                nn.init.zeros_(layer.bias)
+        self.drawing = nn.Sequential(nn.Hardtanh(0, 0.2), decoder(10, width))
+
+    @property
+    def reader(self) -> nn.Sequential:
+        """The classifier inside, images to logits; it shares its weights."""
+        return nn.Sequential(*self.features, self.leads.linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drawing(self.leads(self.features(x)))
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
@@ -287,6 +324,7 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnist-cnn": MnistCNN,
     "mnist-dae": ConvDAE,
+    "mnist-certified": CertifiedDAE,
     "mnist-soap": SharedAutoencoder,
     "mnist-magnet": MagNet,
     "mnist-vae": VAE,

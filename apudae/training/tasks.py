@@ -149,7 +149,7 @@ def purifying(
 
 @checked
 def certifying(
-    classifier: nn.Module,
+    classifier: nn.Module | None = None,
     *,
     eps: float,
     weight: float = 1.0,
@@ -161,13 +161,14 @@ def certifying(
     The loss is ``κ`` times the cross-entropy of the clean image's logits behind the purifier R, and
     ``1 − κ`` times that of the worst logits that interval bounds allow within ε (Gowal et al. 2018,
     equation 12), plus ``weight`` times ``‖R(x) − x‖²`` per pixel. ε grows from 0, and κ falls from
-    1 to ``clean``, in one part of the training.
+    1 to ``clean``, in one part of the training. Without a classifier, the network that is trained
+    is one itself, and nothing is reconstructed.
 
     Args:
         classifier: images -> logits, layers in a row, in evaluation mode; it gets no gradient.
         eps: radius of the ball in L∞.
         weight: of the reconstruction.
-        clean: κ at the end.
+        clean: κ at the end; with 1 no bounds are computed.
         ramp: from which share of the training to which ε grows.
 
     Raises:
@@ -177,19 +178,23 @@ def certifying(
     check_number(weight, "weight")
     require(0 <= clean <= 1, f"clean: expected a share, 0 to 1, got {clean}")
     require(0 <= ramp[0] < ramp[1] <= 1, f"ramp: expected two growing shares, got {ramp}")
-    _check_frozen(classifier)
+    if classifier is not None:
+        _check_frozen(classifier)
     now, graphs = {"share": 0.0}, WeakKeyDictionary()
 
+    def whole(bare: nn.Module) -> nn.Module:
+        return bare if classifier is None else nn.Sequential(bare, nn.Hardtanh(0, 1), classifier)
+
     def task(model: nn.Module, x: Tensor, y: Tensor, generator: Generator) -> Tensor:
-        bare = unwrapped(model)
-        if bare not in graphs:
-            graphs[bare] = bounds.traced(nn.Sequential(bare, nn.Hardtanh(0, 1), classifier))
-        drawn = model(x).float()
-        loss = weight * _squared(drawn, x)
-        logits = classifier(drawn.clamp(0, 1)).float()
+        bare, logits, loss = unwrapped(model), model(x).float(), 0.0
+        if classifier is not None:
+            drawn, logits = logits, classifier(logits.clamp(0, 1)).float()
+            loss = weight * _squared(drawn, x)
         kappa = 1 - (1 - clean) * now["share"]
         loss = loss + kappa * F.cross_entropy(logits, y)
-        if now["share"]:
+        if kappa < 1:
+            if bare not in graphs:
+                graphs[bare] = bounds.traced(whole(bare))
             radius = eps * now["share"]
             box = bounds.Interval((x - radius).clamp(0, 1), (x + radius).clamp(0, 1))
             with torch.autocast(x.device.type, enabled=False):
@@ -204,7 +209,7 @@ def certifying(
         now["share"] = min(max((progress - ramp[0]) / (ramp[1] - ramp[0]), 0.0), 1.0)
 
     task.announce = announce
-    task.labelled = False  # the classes are the classifier's, not the purifier's
+    task.labelled = classifier is None  # else the classes are the classifier's, not the purifier's
     task.name = f"certifying, {eps:g}, {weight:g}, {clean:g}, {list(ramp)}"
     return task
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apudae import models
-from apudae.core.bounds import Interval, interval, margins, traced
+from apudae.core.bounds import Interval, Leads, interval, margins, traced
 
 
 def box_around(x, eps):
@@ -42,7 +42,7 @@ def test_of_one_linear_layer_they_are_the_corners(generator):
 
 
 class Branches(nn.Module):
-    """Sums, products and quotients with constants, two branches, also side by side, every call style."""
+    """Arithmetic with constants, two branches, added and side by side, every call style."""
 
     def __init__(self):
         super().__init__()
@@ -54,6 +54,23 @@ class Branches(nn.Module):
         z = torch.relu(z) + self.body(z).clamp(-0.5, 2) * 2 + torch.sigmoid(z)
         z = (z - self.body(x).relu()).flatten(1).view(-1, 5)
         return torch.cat([z, self.body(x)], 1)
+
+
+def test_leads_are_bounded_as_tightly_as_a_linear_layer_can_be(generator):
+    """Over a box each difference of two logits has its least value in a corner."""
+    net, box = Leads(6, 4).double(), box_around(doubles(generator, 1, 6), 0.3)
+    logits = net.linear(corners(box))
+    apart = logits[:, :, None] - logits[:, None]  # [corners, from, to]
+    found = interval(net, box, rounding=False)
+    for k in range(4):
+        others = [j for j in range(4) if j != k]
+        least = apart[:, k, others].amin(0).min()
+        most = apart[:, k, others].amax(0).min()
+        torch.testing.assert_close(found.low[0, k], least)
+        torch.testing.assert_close(found.high[0, k], most)
+    x = doubles(generator, 5, 6)
+    leads, right = net(x), net.linear(x).argmax(1)
+    assert ((leads > 0).sum(1) == 1).all() and torch.equal(leads.argmax(1), right)
 
 
 CHAINS = {
@@ -75,7 +92,7 @@ CHAINS = {
     ),
     "groups": ((4, 4, 4), lambda: nn.Sequential(nn.Conv2d(4, 6, 2, groups=2, dilation=2))),
     "a DAE": ((1, 28, 28), lambda: models.build("mnist-dae", latent=4, width=2, tones=2)),
-    "a cut DAE": ((1, 28, 28), lambda: models.build("mnist-dae", latent=4, width=2, cut=20)),
+    "made for proofs": ((1, 28, 28), lambda: models.build("mnist-certified", width=2, hidden=9)),
     "a classifier": ((1, 28, 28), lambda: models.build("mnist-cnn", width=2)),
     "residual": ((3, 8, 8), lambda: models.build("cifar10-resnet", width=2)),
 }
