@@ -20,11 +20,11 @@ from . import authors, challenges, colours, digit_choices, digits, gpu, plans, r
 from .choose import Choice
 from .compare import Study
 from .place import Place
-from .verdicts import Certified, Ladder, Verdict
+from .verdicts import Certified, Ladder, Proved, Verdict
 
 PROGRAM = "python -m apudae.experiments"
 UNREADABLE = "cannot be read: "
-Recorded = Choice | Verdict | Ladder | Certified | Study | challenges.Standings
+Recorded = Choice | Verdict | Ladder | Proved | Certified | Study | challenges.Standings
 Run = Callable[[Place, Namespace], object]
 
 
@@ -74,7 +74,8 @@ def mnist_purifier(place: Place, asked: Namespace) -> None:
         digit_choices.PURIFIER_CHOICE.run(place)
         wanted = digit_choices.purifier_recipes(digit_choices.PURIFIER_CHOICE.chosen(place))
         recipes.train_missing(wanted, partial(digit_choices.train, place), place)
-        print(digits.PURIFIER_VERDICT.run(place).summary(), flush=True)
+        for asked_again in (digits.PURIFIER_VERDICT, digits.PURIFIER_AGAIN):
+            print(asked_again.run(place).summary(), flush=True)
     for study in (digits.PURIFIER, digits.PURIFIER_L2):
         study.run(place, asked.profile, asked.only)
 
@@ -196,6 +197,15 @@ COMMANDS = {
         tuple(digits.CERTIFIED.recipes()),
         (digits.CERTIFIED,),
     ),
+    "mnist-proved": Command(
+        "train a purifier on bounds, prove what can be proved, attack it (an hour)",
+        after(
+            recipes.CERTIFIED | recipes.OTHERS,
+            lambda place, asked: [row.run(place) for row in (digits.PROVED, digits.PROVED_VERDICT)],
+        ),
+        tuple(recipes.CERTIFIED),
+        (digits.PROVED, digits.PROVED_VERDICT),
+    ),
     "mnist-purifier": Command(
         "train a purifier through the frozen classifier, judge it, compare it (some hours)",
         mnist_purifier,
@@ -203,6 +213,7 @@ COMMANDS = {
         (
             digit_choices.PURIFIER_CHOICE,
             digits.PURIFIER_VERDICT,
+            digits.PURIFIER_AGAIN,
             digits.PURIFIER,
             digits.PURIFIER_L2,
         ),

@@ -206,3 +206,11 @@ PURIFIER = {
     "purifier, mlp": before(purification.Direct, _NAME, classifier="mnist-mlp"),
     "adversarial training": PUBLISHED["adversarial training"],
 }
+# What is proved: the purifier before three classifiers, and the classifier that is inside it.
+_PROVED = "mnist-certified"
+PROVED = {
+    "certified purifier": before(purification.Direct, _PROVED),
+    "certified purifier, small": before(purification.Direct, _PROVED, classifier="mnist-small"),
+    "certified purifier, mlp": before(purification.Direct, _PROVED, classifier="mnist-mlp"),
+    "its reader alone": Defense(lambda place: place.model(_PROVED).reader, (_PROVED,)),
+}

@@ -16,7 +16,7 @@ from . import defenses, recipes
 from .compare import Profile, Study
 from .digit_choices import CLASSIFIER, EPSILONS, ORDER, PURIFIER_EPS, test, validation
 from .place import Place
-from .verdicts import Certified, Ladder, Verdict
+from .verdicts import Certified, Ladder, Proved, Verdict
 
 # What a CPU can do in about an hour per record. One fresh draw per gradient is a weaker attack than
 # several; what it finds is an upper bound. The attack along one known draw is tried, too.
@@ -167,6 +167,15 @@ PURIFIER_VERDICT = Verdict(
     attacks={"PGD, 10 restarts": partial(attacks.pgd, steps=100, restarts=10, early_stop=True)},
 )
 
+# What its warnings prescribe, asked of the same digits later: a smaller budget, all responses.
+PURIFIER_AGAIN = replace(
+    PURIFIER_VERDICT,
+    record="mnist_purifier_again",
+    budget=BUDGETS["quick"],
+    attacks={},
+    curves=False,
+)
+
 
 def _purifier(norm: str, name: str, fewer: dict[str, tuple[int, int]], **more) -> Study:
     eps = PURIFIER_EPS[norm]
@@ -208,4 +217,25 @@ CERTIFIED = Certified(
     classifier=CLASSIFIER,
     recipe=partial(recipes.digits_dae, width=16),
     images=partial(Place.load, name="mnist", profile="full"),
+)
+
+# What no change can make misread, and what attacks leave of it.
+
+PROVED = Proved(
+    record="mnist_proved",
+    defenses=defenses.PROVED,
+    images=test,
+    epsilons=(0.1, 0.2, recipes.CERTIFIED_EPS, 0.31),
+)
+PROVED_VERDICT = Verdict(
+    record="mnist_proved_verdict",
+    defense="certified purifier",
+    row=defenses.PROVED["certified purifier"],
+    images=test,
+    n=1000,
+    eps=recipes.CERTIFIED_EPS,
+    budget=BUDGETS["quick"],
+    title="certified purifier",
+    curves=False,
+    order=ORDER,
 )

@@ -21,7 +21,16 @@ from ..core.files import model_fingerprint
 from ..core.prints import data_print
 from ..core.processes import divided, rank, world
 from ..core.record import Record, Row, counted, unpack
-from ..evaluation import Budget, Certificates, Report, Smoothed, certify, evaluate, votes
+from ..evaluation import (
+    Budget,
+    Certificates,
+    Report,
+    Smoothed,
+    certify,
+    evaluate,
+    verify,
+    votes,
+)
 from ..evaluation.protocol import part_name
 from ..purification import Adaptive, Defended, Direct, smooth
 from .defenses import Defense
@@ -31,6 +40,7 @@ from .recipes import Recipe, train_missing
 _ALONE = "classifier alone"
 _RUNG = ("defense", "eps", "attack")
 _CERTIFICATE = ("kind", "sigma", "radius")
+_PROOF = ("defense", "eps")
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,74 @@ class Ladder:
             jobs |= {"full gradient, PGD": pgd, "Square": square}
             for rung, attack in jobs.items():
                 record.measure((name, eps, rung), partial(_left, model, attack, x, y, eps))
+
+
+@dataclass(frozen=True)
+class Proved:
+    """Of which images bounds prove that no change within ε makes a defense misread them.
+
+    At ε = 0 it is asked plainly, and what the purifier draws is counted.
+
+    Attributes:
+        record: name of the record.
+        defenses: by name; purifiers are images -> images in a :class:`~apudae.purification.Direct`.
+        images: loads test images and labels from a place.
+        epsilons: of the balls, in L∞.
+    """
+
+    record: str
+    defenses: Mapping[str, Defense]
+    images: Callable[[Place], data.Split]
+    epsilons: tuple[float, ...]
+
+    def wanted(self) -> list[tuple[str, float]]:
+        """Names and ε of all rows, in their order."""
+        return list(product(self.defenses, (0.0, *self.epsilons)))
+
+    def missing(self, place: Place) -> list[tuple[str, float]]:
+        """Keys of the rows that the record does not have yet."""
+        return place.lacking(self.record, _PROOF, self.wanted())
+
+    def row(self, defense: str, eps: float, place: Place) -> Row:
+        """One of the record's."""
+        wanted = {"defense": defense, "eps": eps}
+        return next(row for row in place.rows(self.record) if wanted.items() <= row.items())
+
+    def right(self, defense: str, eps: float, place: Place) -> Tensor:
+        """Which images are proved, or at ε = 0 read rightly: bool ``[N]``."""
+        row = self.row(defense, eps, place)
+        return unpack(row["outcomes"], row["n"])
+
+    def run(self, place: Place) -> None:
+        """Prove what can be proved; each row is stored when it is done."""
+        x, y = self.images(place)
+        models = {name: defense.build(place) for name, defense in self.defenses.items()}
+        about = {
+            "what": "of which official test images interval bounds prove that no change within ε "
+            "(L∞) makes the defense misread them; at ε = 0 which are read rightly, the mean "
+            "squared error per pixel of what is drawn, and how many drawings differ in 8 bits",
+            "data": {"split": "test"} | data_print(x, y),
+            "models_sha256": {name: model_fingerprint(model) for name, model in models.items()},
+        }
+        record = Record(self.record, about, place.results, keys=_PROOF, device=place.device)
+        record.of(models, x)
+        for name, eps in self.wanted():
+            if eps:
+                row = partial(lambda *ball, eps: counted(verify(*ball, eps=eps).right), eps=eps)
+            else:
+                row = _asked
+            record.measure((name, eps), partial(row, models[name], x, y))
+
+
+def _asked(model: nn.Module, x: Tensor, y: Tensor) -> Row:
+    """Outcomes without an attack, and what is drawn."""
+    row = counted(scores.outcomes(model, x, y))
+    if isinstance(model, Defended):
+        with torch.no_grad():
+            drawn = torch.cat([model.purifier(part) for part in x.split(500)])
+        levels = (255 * drawn).round().to(torch.uint8).flatten(1)
+        row |= {"error": (drawn - x).square().mean().item(), "drawings": len(levels.unique(dim=0))}
+    return row
 
 
 @dataclass(frozen=True)
