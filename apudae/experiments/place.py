@@ -29,8 +29,8 @@ class Place:
     """
 
     root: Path | None = None
-    weights: Path = models.WEIGHTS
-    results: Path = RESULTS
+    weights: Path = field(default_factory=lambda: models.WEIGHTS)
+    results: Path = field(default_factory=lambda: RESULTS)
     work: Path = Path("runs")
     device: torch.device = field(
         default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu")
