@@ -151,7 +151,9 @@ class Evaluation:
             gradient, forward = seconds_per_pass(self.model, self.x, self.y)
             jobs = [(a, report.n) for a in planned] + [(a, self.few) for _, _, a in points]
             total = sum(n * (a.gradients * gradient + a.forwards * forward) for a, n in jobs)
-            print(f"about {max(total / 60, 0.1):.1f} min on this machine, if it is idle", flush=True)
+            print(
+                f"about {max(total / 60, 0.1):.1f} min on this machine, if it is idle", flush=True
+            )
             self.bar = tqdm(total=len(jobs) * world(), unit="attack", leave=False)
         self._begin()
         self.on_all = next(((a.name, a.what) for a in planned if a.what), None)

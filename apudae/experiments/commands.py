@@ -74,8 +74,8 @@ def mnist_purifier(place: Place, asked: Namespace) -> None:
         digit_choices.PURIFIER_CHOICE.run(place)
         wanted = digit_choices.purifier_recipes(digit_choices.PURIFIER_CHOICE.chosen(place))
         recipes.train_missing(wanted, partial(digit_choices.train, place), place)
-        for asked_again in (digits.PURIFIER_VERDICT, digits.PURIFIER_AGAIN):
-            print(asked_again.run(place).summary(), flush=True)
+        for row in (digits.PURIFIER_VERDICT, digits.PURIFIER_AGAIN, *digits.CUTS):
+            print(row.run(place).summary(), flush=True)
     for study in (digits.PURIFIER, digits.PURIFIER_L2):
         study.run(place, asked.profile, asked.only)
 
@@ -214,6 +214,7 @@ COMMANDS = {
             digit_choices.PURIFIER_CHOICE,
             digits.PURIFIER_VERDICT,
             digits.PURIFIER_AGAIN,
+            *digits.CUTS,
             digits.PURIFIER,
             digits.PURIFIER_L2,
         ),

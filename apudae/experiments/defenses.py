@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from .. import purification
+from .. import models, purification
 from ..core.arguments import require
 from .place import Options, Place
 
@@ -205,6 +205,13 @@ PURIFIER = {
     "mlp": alone("mnist-mlp"),
     "purifier, mlp": before(purification.Direct, _NAME, classifier="mnist-mlp"),
     "adversarial training": PUBLISHED["adversarial training"],
+}
+# The control: a cut at ε by hand, before a network that was not trained behind it.
+CUT = {
+    f"cut, then the {name}": before(
+        lambda dae: purification.Direct(nn.Sequential(models.Cut(0.3, 0.0), dae)), network
+    )
+    for name, network in (("DAE", "mnist-dae"), ("purifier", _NAME))
 }
 # What is proved: the purifier before three classifiers, and the classifier that is inside it.
 _PROVED = "mnist-certified"

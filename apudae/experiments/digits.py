@@ -176,6 +176,19 @@ PURIFIER_AGAIN = replace(
     curves=False,
 )
 
+# A quick look takes the first of them for a defense.
+CUTS = tuple(
+    replace(
+        PURIFIER_AGAIN,
+        record=f"mnist_cut_{name.split()[-1].lower()}",
+        defense=name,
+        row=row,
+        title=name,
+        n=200,
+    )
+    for name, row in defenses.CUT.items()
+)
+
 
 def _purifier(norm: str, name: str, fewer: dict[str, tuple[int, int]], **more) -> Study:
     eps = PURIFIER_EPS[norm]

@@ -53,18 +53,24 @@ class Normalize(nn.Module):
 
 
 class Cut(nn.Module):
-    """``((x − a) / (1 − 2a))`` clamped to [0, 1]: what lies within ``a`` of 0 or 1 becomes it."""
+    """``(x − a) / (1 − a − top)`` clamped to [0, 1]: what lies near 0 or 1 becomes it.
 
-    def __init__(self, a: float) -> None:
+    Args:
+        a: what is cut off above 0.
+        top: and below 1; as much, unless another is given.
+    """
+
+    def __init__(self, a: float, top: float | None = None) -> None:
         super().__init__()
-        check_number(a, "a", below=0.5)
-        self.a = a
+        self.a = check_number(a, "a", below=1)
+        self.top = a if top is None else check_number(top, "top")
+        require(self.a + self.top < 1, f"a: {a:g} and {self.top:g} leave nothing between them")
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.a) / (1 - 2 * self.a)).clamp(0, 1)
+        return ((x - self.a) / (1 - self.a - self.top)).clamp(0, 1)
 
     def extra_repr(self) -> str:
-        return f"{self.a:g}"
+        return f"{self.a:g}, {self.top:g}"
 
 
 @checked

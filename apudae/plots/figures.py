@@ -22,7 +22,7 @@ from .palette import BLUE, GREY, INK, ORANGE, PALE, PLAIN, RED, SLATE, Style, ow
 from .widgets import Picture
 
 _NO_Y = ("top", "right", "left")  # lines of the frame that are left out
-_WIDTH = 4.6  # inches: as wide as a phone, if labels of 10 points are to be legible there
+_WIDTH = 4.4  # inches: as wide as a phone, if labels of 10 points are to be legible there
 _ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
 
 

@@ -164,7 +164,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     options = ["--purifier", "mine:blur", "--eps", "0.3", "0.4", "--record", "r"]
     done = run([*command, *options])
     assert done.returncode == 0, done.stderr
-    assert "min on this machine" in done.stdout and "linf ε = 0.4, quick budget, n = 20" in done.stdout
+    assert (
+        "min on this machine" in done.stdout and "linf ε = 0.4, quick budget, n = 20" in done.stdout
+    )
     assert (tmp_path / "r-0.3.json").is_file() and (tmp_path / "r-0.4.json").is_file()
 
     monkeypatch.chdir(tmp_path)  # the same without the seconds that a process takes to begin

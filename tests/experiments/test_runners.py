@@ -21,7 +21,7 @@ from apudae.core.prints import data_print
 from apudae.core.record import Record, pack, unpack
 from apudae.core.scores import same_images
 from apudae.data import Split
-from apudae.evaluation import Report, Smoothed, certify, evaluate, votes
+from apudae.evaluation import Report, Smoothed, certify, evaluate, verify, votes
 from apudae.experiments import (
     CLEAN,
     CW,
@@ -31,6 +31,7 @@ from apudae.experiments import (
     Ladder,
     Place,
     Profile,
+    Proved,
     Recipe,
     Results,
     Study,
@@ -867,6 +868,36 @@ def test_a_verdict_is_the_whole_protocol_and_goes_on(tmp_path, capsys):
     assert files(tmp_path) == before and verdict.missing(place) == []
     with pytest.raises(ValueError, match="made with another eps"):
         replace(verdict, eps=0.2).run(place)
+
+
+def test_proofs_are_stored_row_by_row_and_go_on(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    clamp = torch.nn.Hardtanh(0.2, 0.6)
+    defenses = {
+        "alone": Defense(lambda place: net),
+        "clamped": Defense(lambda place: Defended(net, Direct(clamp))),
+    }
+    x, _ = dots(20)
+    images = Split(x, net(x).argmax(1))
+    proved, place = (
+        Proved("toy_proved", defenses, lambda place: images, (0.01, 0.1)),
+        place_in(tmp_path),
+    )
+    assert len(proved.missing(place)) == 6
+    proved.run(place)
+    assert proved.missing(place) == []
+    right = {key: proved.right(*key, place) for key in proved.wanted()}
+    assert right["alone", 0.0].all() and 0 < right["alone", 0.1].sum() < 20
+    assert torch.equal(
+        right["clamped", 0.1], verify(defenses["clamped"].build(place), *images, eps=0.1).right
+    )
+    asked = proved.row("clamped", 0.0, place)
+    assert asked["drawings"] == 20
+    assert asked["error"] == pytest.approx((clamp(x) - x).square().mean().item(), rel=1e-5)
+    assert "drawings" not in proved.row("alone", 0.0, place)
+    before = files(tmp_path)
+    proved.run(place)
+    assert files(tmp_path) == before
 
 
 def test_a_ladder_is_stored_rung_by_rung_and_goes_on(tmp_path):

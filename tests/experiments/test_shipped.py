@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +28,7 @@ from apudae.core.files import model_fingerprint
 from apudae.core.prints import data_print, differences
 from apudae.core.record import outdated, unpack
 from apudae.data import Split
-from apudae.evaluation import BUDGETS, Report, certify, evaluate
+from apudae.evaluation import BUDGETS, Report, certify, evaluate, verify
 from apudae.experiments import (
     CLEAN,
     STRONG,
@@ -42,7 +43,7 @@ from apudae.experiments import (
 from apudae.experiments.__main__ import parser
 from apudae.experiments.choose import best, outcomes
 from apudae.experiments.commands import COMMANDS
-from apudae.purification import PRESETS, Adaptive, Calibration, calibrate
+from apudae.purification import PRESETS, Adaptive, Calibration, Defended, Direct, calibrate
 
 pytestmark = pytest.mark.filterwarnings("ignore::apudae.core.arguments.AttackWarning")
 
@@ -371,6 +372,45 @@ def recompute(row, model, images, y):
     """At every ε."""
     for hit, then in zip(images, outcomes(row), strict=True):
         assert agree(scores.outcomes(model, hit, y), then[: len(y)])
+
+
+@pytest.mark.parametrize("defense", list(experiments.PROVED.defenses))
+def test_a_slice_of_the_proofs_is_what_is_proved_now(defense, full_data):
+    proved = experiments.PROVED
+    x, y = proved.images(Place(root=full_data)).take(100)
+    model = proved.defenses[defense].build(PLACE)
+    assert torch.equal(verify(model, x, y, eps=0.3).right, proved.right(defense, 0.3, PLACE)[:100])
+    assert agree(scores.outcomes(model, x, y), proved.right(defense, 0.0, PLACE)[:100])
+
+
+def test_no_attack_fells_a_digit_that_is_proved():
+    proved, verdict = experiments.PROVED, experiments.PROVED_VERDICT
+    left = verdict.outcomes(PLACE)
+    sure = proved.right(verdict.defense, verdict.eps, PLACE)[left.places]
+    assert sure.sum() > 800 and left.right[sure].all()
+    for name in proved.defenses:  # what is proved is proved within less, too, and read rightly
+        rows = [proved.right(name, eps, PLACE) for eps in (0.0, *proved.epsilons)]
+        assert all((more >= less).all() for more, less in pairwise(rows))
+    x, y = data.load("mnist", "test").take(60)
+    model = proved.defenses[verdict.defense].build(PLACE)
+    sure = verify(model, x, y, eps=0.3).right
+    view = Defended(model.classifier, Direct(Sliding(model.purifier.dae)))
+    for target in (model, attacks.Surrogate(model, view)):
+        hit = attacks.apgd(target, x, y, eps=0.3, steps=20)
+        assert scores.outcomes(model, hit, y)[sure].all()
+
+
+class Sliding(torch.nn.Module):
+    """A purifier that is made for proofs, with slopes where its clamps are flat."""
+
+    def __init__(self, dae):
+        super().__init__()
+        self.dae = dae
+
+    def forward(self, x):
+        z = ((x - 0.3) / 0.4).sigmoid()
+        leads = self.dae.leads(self.dae.features[1:](z))
+        return self.dae.drawing[1](0.2 * leads.sigmoid())
 
 
 # --- comparisons -------------------------------------------------------------------------------

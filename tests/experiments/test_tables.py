@@ -34,7 +34,7 @@ from apudae.experiments.challenges import Standings
 from apudae.experiments.choose import Choice
 from apudae.experiments.commands import COMMANDS, status
 from apudae.experiments.compare import Study
-from apudae.experiments.verdicts import Certified, Ladder, Verdict
+from apudae.experiments.verdicts import Certified, Ladder, Proved, Verdict
 from apudae.models import MODELS
 from apudae.purification import PRESETS
 
@@ -45,6 +45,7 @@ CHOSEN = {"mnist-dae", "cifar10-dae", "imagenet-dae"}
 RECIPES = (
     recipes.DIGITS
     | recipes.PUBLISHED
+    | recipes.CERTIFIED
     | recipes.CIFAR10
     | recipes.CIFAR10_TRAINED
     | recipes.CIFAR10_PURIFIER
@@ -202,7 +203,7 @@ def records_of(command):
         if isinstance(row, Study):
             yield from (row.record(profile) for profile in row.profiles)
         else:
-            assert isinstance(row, Choice | Verdict | Ladder | Certified | Standings)
+            assert isinstance(row, Choice | Verdict | Ladder | Proved | Certified | Standings)
             yield row.record
 
 

@@ -123,6 +123,21 @@ def test_the_loss_on_bounds_is_what_its_definition_says(generator):
     assert model.weight.grad is not None and weight.grad is None
 
 
+def test_without_a_classifier_the_network_is_one_itself(generator):
+    torch.manual_seed(generator.initial_seed() % 2**31)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = 0.4 + 0.2 * torch.rand(6, 1, 4, 4, generator=generator)
+    y, weight = torch.randint(3, (6,), generator=generator), model[1].weight
+    task = training.certifying(eps=0.1, clean=0.0, ramp=(0.0, 0.5))
+    logits, apart = model(x), (weight[None] - weight[y, None]).abs().sum(2)
+    worst = logits - logits.gather(1, y[:, None]) + 0.1 * apart
+    for progress, wanted in ((0.0, F.cross_entropy(logits, y)), (0.5, F.cross_entropy(worst, y))):
+        task.announce(progress)
+        loss = task(model, x, y, generator)
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+    assert task.labelled
+
+
 def test_training_on_bounds_moves_them():
     """The DAE of digits, trained on for a moment: its bounds were hopeless and prove something."""
     classifier = shipped("mnist-cnn").eval().requires_grad_(False)
