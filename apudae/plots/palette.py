@@ -34,8 +34,8 @@ OWN: Mapping[str, Style] = {
 }
 PLAIN = Style(INK, "-", "o")
 # Of lines that are no defense's; attacks that stand beside each other keep theirs.
-_FREE = (PLAIN, Style(PURPLE, "--", "p"), Style(SKY, "-.", "P"))
-_ATTACKS = dict(zip(("worst case", "PGD on the classifier", "FGSM"), _FREE, strict=True))
+_FREE = (PLAIN, Style(PURPLE, "--", "p"), Style(SKY, "-.", "P"), Style(RED, ":", "*"))
+_ATTACKS = dict(zip(("worst case", "PGD on the classifier", "FGSM"), _FREE, strict=False))
 
 
 def own(name: str) -> Style | None:
@@ -44,7 +44,7 @@ def own(name: str) -> Style | None:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """One for each line of a chart: its own, or one that is no defense's; a fourth as the first."""
+    """One for each line of a chart: its own, or one that is no defense's; a fifth as the first."""
     names = list(names)
     found: dict[str, Style] = {}
     for name in names:
