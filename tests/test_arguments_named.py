@@ -89,8 +89,9 @@ CALLS = {
     models.MnistCNN: {"width": (4, "count")},
     models.MnistMLP: {"width": (4, "count")},
     models.ConvDAE: {k: (4, "count") for k in ("latent", "width")}
-    | {"tones": (0, "whole"), "cut": (0, "whole")},
-    models.Cut: {"a": (0.1, "share")},
+    | {"tones": (0, "whole")},
+    models.CertifiedDAE: {k: (4, "count") for k in ("width", "hidden")} | {"cut": (30, "whole")},
+    models.Cut: {"a": (0.1, "share"), "top": (0.1, "share?")},
     models.CifarResNet: {"width": (4, "count"), "classes": (10, "count")},
     models.REDNet: {"depth": (4, "count"), "width": (4, "count"), "channels": (3, "count")}
     | {"norm": (False, "bool")},
@@ -238,7 +239,7 @@ CALLS = {
         "warm_up": (0.1, "share"),
     },
     training.certifying: {
-        "classifier": (NET.eval(), "module"),
+        "classifier": (NET.eval(), "module?"),
         "eps": (0.1, "positive"),
         "weight": (0.1, "number"),
         "clean": (0.1, "share"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -37,6 +38,8 @@ _IN_PLACE = {
 _QUOTIENTS = _named(("div", "divide", "floor_divide", "__floordiv__"))
 _REMAINDERS = _named(("remainder", "fmod", "__mod__"))
 _BELOW = _named(("lt", "le", "__lt__", "__le__"))
+_CLAMPS = _named(("clamp", "clip", "clamp_", "clip_")) | {F.hardtanh, F.relu6, F.hardsigmoid}
+_RELUS = _named(("relu", "relu_")) | {F.relu, F.threshold}
 
 
 class StraightThrough(Uncut):
@@ -44,25 +47,34 @@ class StraightThrough(Uncut):
 
     Args:
         model: images -> logits.
+        clamps: let it pass clamps, too, and the first ReLU: where a pixel is below a threshold it
+            has no gradient, though an attack may lift it above.
     """
 
+    def __init__(self, model: nn.Module, *, clamps: bool = False) -> None:
+        super().__init__(model)
+        self.clamps = clamps
+
     def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
-        with _Passing():
+        with _Passing(self.clamps):
             looks = list(super().looks(x, turn))
         yield from looks
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, index: Tensor | None = None) -> StraightThrough | None:
+    def of(
+        cls, model: nn.Module, x: Tensor, index: Tensor | None = None, *, clamps: bool = False
+    ) -> StraightThrough | None:
         """The view, if it changes the gradient and nothing else; None where it is of no use.
 
         Args:
             model: images -> logits.
             x: a few images ``[N, C, H, W]``.
             index: of the images.
+            clamps: whether it passes clamps.
         """
         z = x.detach().clone().requires_grad_(True)
         try:
-            with torch.enable_grad(), _Passing() as mode:
+            with torch.enable_grad(), _Passing(clamps) as mode:
                 logits = ask(model, z, index=index)
             slope = gradient_of(logits.pow(2).sum(), z)
         except (RuntimeError, TypeError, ValueError):  # a model that minds: in-place edits, say
@@ -70,7 +82,7 @@ class StraightThrough(Uncut):
         with torch.no_grad():
             same = torch.equal(logits, ask(model, x, index=index))
         able = slope.isfinite().all() and bool(slope.any())
-        return cls(model) if mode.passed and same and able else None
+        return cls(model, clamps=clamps) if mode.passed and same and able else None
 
 
 class _Carry(torch.autograd.Function):
@@ -92,8 +104,9 @@ class _Passing(TorchFunctionMode):
     become real numbers again the gradient goes there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clamps: bool = False) -> None:
         super().__init__()
+        self.clamps = clamps
         self.passed = 0  # cuts met
         self.sources = WeakIdKeyDictionary()
 
@@ -115,6 +128,12 @@ class _Passing(TorchFunctionMode):
                 out = func(*args, **kwargs)
             self.passed += 1
             return _Carry.apply(out, first / args[1]) if whole else out
+        flat = func in _CLAMPS or (func in _RELUS and not self.passed)
+        if self.clamps and real and flat:
+            with torch.no_grad():
+                out = func(first.clone(), *args[1:], **kwargs)  # some work in place
+            self.passed += 1
+            return _Carry.apply(out, first)
         out = func(*args, **kwargs)
         if not (isinstance(out, Tensor) and isinstance(first, Tensor)) or out.shape != first.shape:
             return out

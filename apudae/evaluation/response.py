@@ -1,9 +1,9 @@
 """What the protocol does after a warning, before it reports.
 
 A warning prescribes what to do; :func:`respond` does it, on the images that still stand: attacks
-along the classifier found inside the model, past custom backward passes, along the border of a
-class, along estimated gradients, from a substitute learned from the answers, and the random search
-again with another seed and more queries.
+along the classifier found inside the model, past custom backward passes and past flat clamps, along
+the border of a class, along estimated gradients, from a substitute learned from the answers, and
+the random search again with another seed and more queries.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def respond(
         for loss in ("ce", "margin"):
             more = {"steps": budget.apgd, "loss": loss, "restarts": 2}
             add(f"{name}, {loss}", "surrogate", attacks.apgd, view, 4 * budget.apgd, **more)
+    through = attacks.StraightThrough.of(model, ball.x[:5], clamps=True)
+    for loss in ("ce", "margin") if through is not None else ():
+        more = {"steps": budget.apgd, "loss": loss, "restarts": 2}
+        add(f"past clamps, {loss}", "surrogate", attacks.apgd, through, 4 * budget.apgd, **more)
     steps = max(2, budget.apgd // 3)
     walk = {"starts": bank.x, "steps": steps}
     add("border", "white box", attacks.boundary, attacks.Uncut(model), 18 * steps, **walk)

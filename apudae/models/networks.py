@@ -63,7 +63,7 @@ class Cut(nn.Module):
     def __init__(self, a: float, top: float | None = None) -> None:
         super().__init__()
         self.a = check_number(a, "a", below=1)
-        self.top = a if top is None else check_number(top, "top")
+        self.top = a if top is None else check_number(top, "top", below=1)
         require(self.a + self.top < 1, f"a: {a:g} and {self.top:g} leave nothing between them")
 
     def forward(self, x: Tensor) -> Tensor:
