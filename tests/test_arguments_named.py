@@ -88,8 +88,7 @@ CALLS = {
     | {"width": (4, "count"), "tones": (0, "whole")},
     models.MnistCNN: {"width": (4, "count")},
     models.MnistMLP: {"width": (4, "count")},
-    models.ConvDAE: {k: (4, "count") for k in ("latent", "width")}
-    | {"tones": (0, "whole")},
+    models.ConvDAE: {k: (4, "count") for k in ("latent", "width")} | {"tones": (0, "whole")},
     models.CertifiedDAE: {k: (4, "count") for k in ("width", "hidden")} | {"cut": (30, "whole")},
     models.Cut: {"a": (0.1, "share"), "top": (0.1, "share?")},
     models.CifarResNet: {"width": (4, "count"), "classes": (10, "count")},

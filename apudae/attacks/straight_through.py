@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..core.calling import ask
+from ..core.calling import ask, differentiable
 from .adaptive import Uncut
 from .objective import gradient_of
 
@@ -56,6 +56,9 @@ class StraightThrough(Uncut):
         self.clamps = clamps
 
     def looks(self, x: Tensor, turn: int) -> Iterator[tuple[Tensor, bool]]:
+        if self.able is None:  # a pass of its own, in which another ReLU is the first
+            with _Passing(self.clamps):
+                self.able = differentiable(self.model, x[:1])
         with _Passing(self.clamps):
             looks = list(super().looks(x, turn))
         yield from looks

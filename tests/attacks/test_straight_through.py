@@ -90,6 +90,40 @@ def test_nothing_masked_is_no_view(smooth, x):
     assert StraightThrough.of(nn.Sequential(smooth, nn.Softmax(1)), x) is None
 
 
+CLAMPS = {
+    "clamp": lambda z: ((z - 0.4) / 0.3).clamp(0, 1),
+    "clip": lambda z: torch.clip((z - 0.4) / 0.3, 0, 1),
+    "in place": lambda z: ((z - 0.4) / 0.3).clamp_(0, 1),
+    "hardtanh": lambda z: nn.functional.hardtanh((z - 0.4) / 0.3, 0, 1),
+    "ReLU": nn.Sequential(nn.Identity(), Mask(lambda z: (z - 0.4) / 0.3), nn.ReLU()),
+    "ReLU in place": nn.Sequential(Mask(lambda z: (z - 0.4) / 0.3), nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+def test_clamps_are_passed_where_it_is_asked_for(smooth, x, name):
+    """By hand: the gradient of the linear part alone, at the clamp's own output."""
+    model = nn.Sequential(Mask(CLAMPS[name]), smooth)
+    view, y = StraightThrough.of(model, x, clamps=True), torch.arange(8)
+    assert StraightThrough.of(model, x) is None
+    with torch.no_grad():
+        assert torch.equal(view(x), model(x))
+    found = Objective(view).gradient(x, y)[2]
+    wanted = Objective(smooth).gradient(model[0](x), y)[2] / 0.3
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    plain = Objective(model).gradient(x, y)[2]
+    assert (plain == 0).sum() > 50 and (found == 0).sum() == 0
+
+
+def test_only_the_first_relu_is_passed(smooth, x):
+    body = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Unflatten(1, (1, 6, 6)))
+    model = nn.Sequential(nn.ReLU(), body, smooth)
+    z, y = x - 0.5, torch.arange(8)
+    found = Objective(StraightThrough.of(model, z, clamps=True)).gradient(z, y)[2]
+    wanted = Objective(nn.Sequential(body, smooth)).gradient(z.relu(), y)[2]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_that_minds_is_no_view(smooth, x):
     def counting(z):
         with torch.no_grad():
