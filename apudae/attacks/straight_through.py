@@ -146,7 +146,9 @@ class _Passing(TorchFunctionMode):
             source = -first if func in _BELOW else first
         if source is not None and not out.is_floating_point():
             self.sources[out] = source
-        elif source is not None and (func in _ROUND or not first.is_floating_point()):
+        elif source is not None and (
+            func in _ROUND or not (first.is_floating_point() or out.requires_grad)
+        ):
             self.passed += 1
             return _Carry.apply(out, source)
         return out

@@ -115,6 +115,15 @@ def test_clamps_are_passed_where_it_is_asked_for(smooth, x, name):
     assert (plain == 0).sum() > 50 and (found == 0).sum() == 0
 
 
+def test_a_choice_between_branches_keeps_their_gradients(smooth, x):
+    """``where`` is no threshold if what it chooses from has a gradient of its own."""
+    model = nn.Sequential(Mask(lambda z: torch.where(z > 0.5, 2 * z, z.square()).round()), smooth)
+    y, inner = torch.arange(8), torch.where(x > 0.5, 2 * torch.ones_like(x), 2 * x)
+    found = Objective(StraightThrough.of(model, x)).gradient(x, y)[2]
+    wanted = Objective(smooth).gradient(model[0](x), y)[2] * inner
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_only_the_first_relu_is_passed(smooth, x):
     body = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Unflatten(1, (1, 6, 6)))
     model = nn.Sequential(nn.ReLU(), body, smooth)
