@@ -130,7 +130,7 @@ def test_a_chart_is_sorted_by_its_last_attack_and_says_of_how_many(read):
         if found.has(name, "protocol", 0.3)
     }
     wanted = [f"{k} ({v.n:,})" for k, v in sorted(there.items(), key=lambda p: -p[1].percent)]
-    assert [label.get_text() for label in axes.get_yticklabels()] == wanted
+    assert [label.get_text() for label in axes.texts] == wanted
     shown = [text.get_text() for text in axes.get_legend().get_texts()]
     assert shown == ["worst case", "PGD on the classifier"]
     marks = axes.containers[0].lines[0].get_xdata().tolist()
