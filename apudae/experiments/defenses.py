@@ -195,7 +195,7 @@ DIGITS = {"no defense": alone("mnist-cnn")} | OURS | PUBLISHED
 _NAME, _WALK = "mnist-purifier", {"steps": 10, "step_size": 0.02}
 PURIFIER = {
     "no defense": alone("mnist-cnn"),
-    "denoiser": before(purification.Direct, "mnist-dae"),
+    "direct": before(purification.Direct, "mnist-dae"),
     "purifier": before(purification.Direct, _NAME),
     "purifier, trained in L2": before(purification.Direct, "mnist-purifier-l2"),
     "purifier after steps": before(purification.Adaptive, _NAME, reconstruct=True, **_WALK),
