@@ -38,7 +38,8 @@ _IN_PLACE = {
 _QUOTIENTS = _named(("div", "divide", "floor_divide", "__floordiv__"))
 _REMAINDERS = _named(("remainder", "fmod", "__mod__"))
 _BELOW = _named(("lt", "le", "__lt__", "__le__"))
-_CLAMPS = _named(("clamp", "clip", "clamp_", "clip_")) | {F.hardtanh, F.relu6, F.hardsigmoid}
+_CLAMPS = _named(("clamp", "clip", "clamp_min", "clamp_max", "clamp_", "clip_"))
+_CLAMPS |= {F.hardtanh, F.relu6, F.hardsigmoid}
 _RELUS = _named(("relu", "relu_")) | {F.relu, F.threshold}
 
 
@@ -47,8 +48,9 @@ class StraightThrough(Uncut):
 
     Args:
         model: images -> logits.
-        clamps: let it pass clamps, too, and the first ReLU: where a pixel is below a threshold it
-            has no gradient, though an attack may lift it above.
+        clamps: let it pass clamps, too, and a ReLU before all of them on something as large as the
+            images: where a pixel is below a threshold it has no gradient, though an attack may lift
+            it above. (Not ``maximum`` and ``where``, nor what works in place and is not returned.)
     """
 
     def __init__(self, model: nn.Module, *, clamps: bool = False) -> None:
@@ -111,6 +113,7 @@ class _Passing(TorchFunctionMode):
         super().__init__()
         self.clamps = clamps
         self.passed = 0  # cuts met
+        self.pixels: torch.Size | None = None  # height and width of the images
         self.sources = WeakIdKeyDictionary()
 
     def __torch_function__(
@@ -131,7 +134,11 @@ class _Passing(TorchFunctionMode):
                 out = func(*args, **kwargs)
             self.passed += 1
             return _Carry.apply(out, first / args[1]) if whole else out
-        flat = func in _CLAMPS or (func in _RELUS and not self.passed)
+        if real and self.pixels is None:
+            self.pixels = first.shape[2:]
+        # A ReLU further in, or on features of another size, is no threshold of pixels.
+        relu = func in _RELUS and real and first.shape[2:] == self.pixels
+        flat = func in _CLAMPS or (relu and not self.passed)
         if self.clamps and real and flat:
             with torch.no_grad():
                 out = func(first.clone(), *args[1:], **kwargs)  # some work in place
@@ -140,15 +147,18 @@ class _Passing(TorchFunctionMode):
         out = func(*args, **kwargs)
         if not (isinstance(out, Tensor) and isinstance(first, Tensor)) or out.shape != first.shape:
             return out
+        # What `where` and products choose from may have a gradient of the image's own.
+        chosen = any(
+            isinstance(part, Tensor) and part.requires_grad and not isinstance(part, nn.Parameter)
+            for part in args[1:]
+        )
         # Real numbers with a gradient that the result stands for, where it cuts it.
         source = self.sources.get(first)
         if real:
             source = -first if func in _BELOW else first
         if source is not None and not out.is_floating_point():
             self.sources[out] = source
-        elif source is not None and (
-            func in _ROUND or not (first.is_floating_point() or out.requires_grad)
-        ):
+        elif source is not None and (func in _ROUND or not (first.is_floating_point() or chosen)):
             self.passed += 1
             return _Carry.apply(out, source)
         return out

@@ -181,9 +181,13 @@ class _Walk(fx.Interpreter):
         return self._rising(type(layer), layer, z)
 
     def call_function(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if target is torch.cat and all(isinstance(part, Interval) for part in args[0]):
+        if target is torch.cat and args and all(isinstance(part, Interval) for part in args[0]):
             sides = zip(*args[0], strict=True)
             return Interval(*(torch.cat(side, *args[1:], **kwargs) for side in sides))
+        inside = [part for part in (*args, *kwargs.values()) if isinstance(part, (list, tuple))]
+        mixed = any(isinstance(part, Interval) for parts in inside for part in parts)
+        mixed = mixed and not any(isinstance(part, Interval) for part in args)
+        require(not mixed, f"model: no bounds are known of {getattr(target, '__name__', target)}")
         if not any(isinstance(part, Interval) for part in args):
             return super().call_function(target, tuple(args), dict(kwargs))
         if target in _ARITHMETIC:

@@ -152,6 +152,8 @@ def train(
         "made": record.provenance(place.device),
         "data": data_print(*images),
     }
+    if recipe.warm_up is not None:
+        about["warm_up"] = recipe.warm_up.options | changes
     if recipe.defended:
         about["classifier_sha256"] = place.sha256(recipe.defended)
     if last.is_file():  # whoever finds it beside these weights knows that it is done with

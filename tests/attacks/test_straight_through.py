@@ -96,6 +96,7 @@ CLAMPS = {
     "in place": lambda z: ((z - 0.4) / 0.3).clamp_(0, 1),
     "hardtanh": lambda z: nn.functional.hardtanh((z - 0.4) / 0.3, 0, 1),
     "ReLU": nn.Sequential(nn.Identity(), Mask(lambda z: (z - 0.4) / 0.3), nn.ReLU()),
+    "from below": lambda z: ((z - 0.4) / 0.3).clamp_min(0),
     "ReLU in place": nn.Sequential(Mask(lambda z: (z - 0.4) / 0.3), nn.ReLU(inplace=True)),
 }
 
@@ -122,6 +123,8 @@ def test_a_choice_between_branches_keeps_their_gradients(smooth, x):
     found = Objective(StraightThrough.of(model, x)).gradient(x, y)[2]
     wanted = Objective(smooth).gradient(model[0](x), y)[2] * inner
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    scale = nn.Parameter(torch.ones(6, 6))  # whose gradient is none of the image's
+    assert StraightThrough.of(nn.Sequential(Mask(lambda z: (z > 0.5) * scale), smooth), x)
 
 
 def test_only_the_first_relu_is_passed(smooth, x):

@@ -164,6 +164,13 @@ class Looks(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Beside(nn.Module):
+    """A layer's output beside a constant."""
+
+    def forward(self, x):
+        return torch.cat([x, torch.zeros(1, 3)], 1)
+
+
 class Scaled(nn.Module):
     def forward(self, x):
         return torch.add(x, x, alpha=-3.0)
@@ -180,6 +187,7 @@ class Divides(nn.Module):
         (Looks(), "Looks is no graph of layers"),
         (Divides(), "division by a layer"),
         (Scaled(), "no bounds are known of alpha in sums"),
+        (Beside(), "no bounds are known of cat"),
         (nn.Sequential(nn.GELU()), "no bounds are known of GELU"),
         (nn.Sequential(nn.BatchNorm2d(1)).train(), "0 is in training mode"),
         (nn.Sequential(nn.Dropout()).train(), "0 is in training mode"),

@@ -395,7 +395,8 @@ def test_no_attack_fells_a_digit_that_is_proved():
     model = proved.defenses[verdict.defense].build(PLACE)
     sure = verify(model, x, y, eps=0.3).right
     view = Defended(model.classifier, Direct(Sliding(model.purifier.dae)))
-    for target in (model, attacks.Surrogate(model, view)):
+    past = attacks.StraightThrough(model, clamps=True)
+    for target in (model, attacks.Surrogate(model, view), past):
         hit = attacks.apgd(target, x, y, eps=0.3, steps=20)
         assert scores.outcomes(model, hit, y)[sure].all()
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from apudae import attacks, data, models, training
 from apudae.core.scores import accuracy
 from apudae.evaluation import verify
+from apudae.experiments import recipes
 from apudae.purification import Defended, Direct
 
 
@@ -185,3 +186,24 @@ def test_bad_settings_are_named(change, words):
 def test_a_classifier_that_is_being_trained_is_refused():
     with pytest.raises(ValueError, match=r"classifier: expected one in evaluation mode"):
         training.purifying(models.build("mnist-cnn").train(), attacks.pgd, eps=0.1)
+
+
+def test_a_purifier_made_for_proofs_is_trained_in_two_parts():
+    """The reader alone, then what draws: neither touches the other's weights."""
+    net = models.build("mnist-certified", width=2, hidden=8)
+    x, y = data.load("mnist", "train").take(64)
+    options = {"epochs": 1, "batch_size": 32, "progress": False}
+
+    def kept():
+        return {k: v.clone() for k, v in net.state_dict().items()}
+
+    before = kept()
+    recipes.fit_reader(net, x, y, task=training.certifying(eps=0.1, clean=0.0), **options)
+    middle = kept()
+    classifier = shipped("mnist-cnn").eval().requires_grad_(False)
+    task = training.certifying(classifier, eps=0.1, clean=1.0)
+    recipes.fit_drawing(net, x, y, task=task, **options)
+    after = kept()
+    for name in before:
+        parts = torch.equal(before[name], middle[name]), torch.equal(middle[name], after[name])
+        assert parts == ((True, False) if name.startswith("drawing") else (False, True))
