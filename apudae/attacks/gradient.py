@@ -137,7 +137,7 @@ def pgd(
     norm: str = "linf",
     steps: int = 50,
     step_size: float | None = None,
-    random_start: bool = True,
+    random_start: bool | str = True,
     restarts: int = 1,
     loss: str = "ce",
     early_stop: bool = False,
@@ -158,7 +158,8 @@ def pgd(
     Args besides those of all attacks:
         steps: gradient steps.
         step_size: of each step; by default 2.5 · ε / steps, which can cross the ball.
-        random_start: begin at a uniformly drawn point of the ball.
+        random_start: begin at a uniformly drawn point of the ball; with ``"corners"`` at one of
+            its corners (L∞ only): a network that ignores small changes has a gradient there.
         restarts: runs, each from its own random start; the best is kept.
         early_stop: leave an image alone from its first misclassified iterate on (``targeted``:
             the first classified as ``y``). Much faster, and no weaker against ``model`` itself.
@@ -170,6 +171,12 @@ def pgd(
     ball = check_attack(model, x, y, eps, norm, mask=mask, **shared, **counts)
     if step_size is not None:
         check_number(step_size, "step_size", exclusive=True)
+    corners = random_start == "corners"
+    require(
+        corners or isinstance(random_start, bool),
+        f"random_start: expected True, False or 'corners', got {random_start!r}",
+    )
+    require(not corners or norm == "linf", "random_start: a ball in L2 has no corners")
     if restarts > 1 and not random_start:
         raise ValueError("restarts: more than one needs random_start, or all runs are the same")
     size = 2.5 * eps / steps if step_size is None else step_size
@@ -182,7 +189,8 @@ def pgd(
             if len(place) == 0:
                 break
             inside = ball[place]
-            z = inside.start(index[place.cpu()], seed, run) if random_start else inside.x
+            key = index[place.cpu()]
+            z = inside.start(key, seed, run, corners=corners) if random_start else inside.x
             for _ in range(steps):
                 value, fell, gradient = objective.gradient(z, y[place])
                 if early_stop or not objective.view.noisy:

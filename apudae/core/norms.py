@@ -150,11 +150,12 @@ class Ball:
         """:func:`steepest`, of the pixels that may change."""
         return steepest(self.live(gradient), self.norm)
 
-    def start(self, index: Tensor, seed: int, stream: int = 0) -> Tensor:
-        """Points drawn uniformly from the ball, then clipped to [0, 1]."""
+    def start(self, index: Tensor, seed: int, stream: int = 0, *, corners: bool = False) -> Tensor:
+        """Uniform draws from the ball (L∞: or from its corners), then clipped to [0, 1]."""
         x = self.x
         if self.norm == "linf":
             draws = uniforms(tuple(x.shape[1:]), index, seed, stream, device=x.device).to(x.dtype)
+            draws = draws.round() if corners else draws
             return self.project(x + self.eps * (2 * draws - 1))
         pixels = x[0].numel()
         draws = uniforms((pixels + 1,), index, seed, stream, device=x.device).double()

@@ -6,12 +6,13 @@ What is tried is a row here, and each rule was fixed before looking. What runs a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import attacks, data, models
 from ..core.files import model_fingerprint
@@ -260,7 +261,7 @@ TUNING = replace(
 # A purifier that is trained through the classifier.
 
 PURIFIER_EPS = {"linf": 0.3, "l2": 2.0}
-BRIEF, LONG = 3, 20  # epochs
+LONG = 20  # epochs of what is chosen
 # What is tried: the network, and how much the reconstruction counts.
 CANDIDATES: dict[str, Options] = {
     "latent 64": {"latent": 64, "weight": 1.0},
@@ -268,60 +269,127 @@ CANDIDATES: dict[str, Options] = {
     "latent 128, tones": {"latent": 128, "tones": 8, "weight": 1.0},
     "latent 128, tones, λ = 10": {"latent": 128, "tones": 8, "weight": 10.0},
 }
-_PROBES = {
-    "PGD": partial(attacks.pgd, steps=40, early_stop=True),
-    "APGD-DLR": partial(attacks.apgd, loss="dlr-targeted", targets=3, steps=40, early_stop=True),
+# Later, from what was chosen among them: trained for a larger ball than it is judged in, from
+# corners, where thresholds leave a gradient, with the term of TRADES, and wider.
+_FIRST = CANDIDATES["latent 128, tones"]
+_FURTHER = _FIRST | {"eps": 0.33}
+_CORNERS = _FURTHER | {"random_start": "corners"}
+STRONGER: dict[str, Options] = {
+    "as before": _FIRST,
+    "ε to 0.33": _FURTHER,
+    "ε to 0.33, corners": _CORNERS,
+    "ε to 0.33, TRADES": _FURTHER | {"trades": 6.0},
+    "ε to 0.33, corners, TRADES": _CORNERS | {"trades": 6.0},
+    "ε to 0.33, corners, wider": _CORNERS | {"tones": 16, "width": 48},
 }
 
 
 def purifier_recipe(
-    candidate: str, epochs: int = LONG, norm: str = "linf", **model: int
+    candidate: str, epochs: int = LONG, norm: str = "linf", seed: int = 0, **model: int
 ) -> recipes.Recipe:
     """How a purifier is trained: 7 steps of PGD through purifier and classifier, ε growing.
 
     Args:
-        candidate: a key of :data:`CANDIDATES`.
+        candidate: a key of :data:`CANDIDATES` or :data:`STRONGER`.
         epochs: over the training digits.
         norm: of the attacks.
+        seed: of the first weights, the order, and what the attacks draw.
         model: options of the network that differ from the candidate's.
     """
-    options = dict(CANDIDATES[candidate])
-    task = recipes.through(PURIFIER_EPS[norm], norm=norm, weight=options.pop("weight"))
-    fit = {"batch_size": 128, "lr": 2e-3, "ema": 0.998, "seed": 0, "epochs": epochs}
-    return recipes.Recipe("mnist-dae", task, fit, options | model, defended=CLASSIFIER)
+    options = {"eps": PURIFIER_EPS[norm], "norm": norm} | (CANDIDATES | STRONGER)[candidate]
+    network = {k: options.pop(k) for k in ("latent", "tones", "width") if k in options}
+    fit = {"batch_size": 128, "lr": 2e-3, "ema": 0.998, "seed": seed, "epochs": epochs}
+    network |= model | ({"seed": seed} if seed else {})
+    task = recipes.through(**options)
+    return recipes.Recipe("mnist-dae", task, fit, network, defended=CLASSIFIER)
 
 
-def candidates(record: Record, images: data.Split, place: Place) -> Iterator[Trial]:
-    """Purifiers that are trained briefly, attacked as a whole."""
-    net, digits = place.model(CLASSIFIER), cache(partial(train, place))
+@dataclass(frozen=True)
+class Purifiers:
+    """Purifiers that are trained briefly and attacked as a whole, to choose one of them.
 
-    def hit(model: nn.Module) -> tuple:
-        worst = attacks.suite(model, *images, eps=PURIFIER_EPS["linf"], attacks=_PROBES)
-        return [images.images, worst.images], images.labels
+    Attributes:
+        record: name of the record.
+        label: of the weights that are tried.
+        table: the candidates: keys of :data:`CANDIDATES` or :data:`STRONGER`.
+        probes: the attacks.
+        epochs: of each.
+    """
 
-    def briefly(name: str, number: int) -> nn.Module:
-        dae = recipes.tried(f"purifier-{number}", purifier_recipe(name, BRIEF), digits, place)
-        return Defended(net, Direct(dae)).eval()
+    record: str
+    label: str
+    table: dict[str, Options]
+    probes: dict[str, Callable[..., Tensor]]
+    epochs: int
 
-    for number, (name, options) in enumerate(CANDIDATES.items()):
-        yield Trial(name, options, partial(briefly, name, number), asked=hit)
-    record.save(chosen=max(record.rows, key=score)["defense"])
+    def briefly(self, number: int, place: Place) -> nn.Module:
+        """One of them, trained if it is not there."""
+        recipe = purifier_recipe(list(self.table)[number], self.epochs)
+        return recipes.tried(f"{self.label}-{number}", recipe, partial(train, place), place)
+
+    def trials(self, record: Record, images: data.Split, place: Place) -> Iterator[Trial]:
+        """Each, clean and in the worst case; chosen is the one with the most in both together."""
+
+        def hit(model: nn.Module) -> tuple:
+            eps = PURIFIER_EPS["linf"]
+            worst = attacks.suite(model, *images, eps=eps, attacks=self.probes)
+            return [images.images, worst.images], images.labels
+
+        def make(number: int) -> nn.Module:
+            return Defended(place.model(CLASSIFIER), Direct(self.briefly(number, place))).eval()
+
+        for number, (name, options) in enumerate(self.table.items()):
+            yield Trial(name, options, partial(make, number), asked=hit)
+        record.save(chosen=max(record.rows, key=score)["defense"])
+
+    def choice(self, n: int, told: str, attack: Row) -> Choice:
+        """The row that runs it on so many validation digits.
+
+        Args:
+            n: how many.
+            told: how many attacks, in words.
+            attack: what the record says of them.
+        """
+        return replace(
+            SELECTION,
+            record=self.record,
+            trials=self.trials,
+            images=partial(validation, n=n),
+            epsilons=(0.0, PURIFIER_EPS["linf"]),
+            about=lambda place: {
+                "what": "which validation digits are read correctly behind purifiers that were "
+                f"trained briefly, clean and in the worst case of {told} "
+                "attacks on the whole",
+                "attack": {"name": "suite"} | attack,
+                "classifier_sha256": model_fingerprint(place.model(CLASSIFIER)),
+                "epochs": {"tried": self.epochs, "kept": LONG},
+            },
+            keyed=True,
+        )
 
 
-PURIFIER_CHOICE = replace(
-    SELECTION,
-    record="mnist_purifier_choice",
-    trials=candidates,
-    images=partial(validation, n=500),
-    epsilons=(0.0, PURIFIER_EPS["linf"]),
-    about=lambda place: {
-        "what": "which validation digits are read correctly behind purifiers that were trained "
-        "briefly, clean and in the worst case of two attacks on the whole",
-        "attack": {"name": "suite", "names": ["pgd", "apgd, targeted DLR"], "steps": 40},
-        "classifier_sha256": model_fingerprint(place.model(CLASSIFIER)),
-        "epochs": {"tried": BRIEF, "kept": LONG},
-    },
-    keyed=True,
+def _past_clamps(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    """APGD whose gradient passes what a threshold cuts off."""
+    view = attacks.StraightThrough(model, clamps=True)
+    return attacks.apgd(view, x, y, **options)
+
+
+_PROBES = {
+    "PGD": partial(attacks.pgd, steps=40, early_stop=True),
+    "APGD-DLR": partial(attacks.apgd, loss="dlr-targeted", targets=3, steps=40, early_stop=True),
+}
+_FIRST_LOOK = {"names": ["pgd", "apgd, targeted DLR"], "steps": 40}
+PURIFIERS = Purifiers("mnist_purifier_choice", "purifier", CANDIDATES, _PROBES, 3)
+PURIFIER_CHOICE = PURIFIERS.choice(500, "two", _FIRST_LOOK)
+_MORE = {
+    "past clamps": partial(_past_clamps, steps=40, early_stop=True),
+    "Square": partial(attacks.square, queries=500),
+}
+STRONGER_PURIFIERS = Purifiers("mnist_stronger_choice", "stronger", STRONGER, _PROBES | _MORE, 4)
+STRONGER_CHOICE = STRONGER_PURIFIERS.choice(
+    1000,
+    "four",
+    {"names": [*_FIRST_LOOK["names"], "apgd past clamps", "square"], "steps": 40, "queries": 500},
 )
 
 
@@ -335,3 +403,9 @@ def purifier_recipes(chosen: str) -> dict[str, recipes.Recipe]:
         "mnist-purifier-l2": purifier_recipe(chosen, 6, "l2", latent=64, width=16),
         **recipes.OTHERS,
     }
+
+
+def stronger_recipes(chosen: str) -> dict[str, recipes.Recipe]:
+    """Of the purifier that was chosen among the stronger ones, from two seeds."""
+    names = ("mnist-purifier-strong", "mnist-purifier-strong-1")
+    return {name: purifier_recipe(chosen, seed=seed) for seed, name in enumerate(names)}

@@ -98,6 +98,7 @@ def purifying(
     *,
     eps: float,
     weight: float = 1.0,
+    trades: float = 0.0,
     warm_up: float = 0.0,
     **options: object,
 ) -> Task:
@@ -112,6 +113,9 @@ def purifying(
         attack: any of :mod:`apudae.attacks`, such as ``attacks.pgd``.
         eps: radius of its ball.
         weight: of the reconstruction.
+        trades: if above 0, the cross-entropy is that of the clean image, and so many times the
+            divergence KL(f(R(x)) ‖ f(R(x'))) is added (Zhang et al. 2019, equation 5; their attack
+            raises the divergence, this one stays what it is).
         warm_up: share of the training in which ε grows from 0 to ``eps``.
         options: the attack's other keyword arguments; with ``relative_step`` its step size is so
             many times the ε of the moment.
@@ -121,6 +125,7 @@ def purifying(
     """
     check_number(eps, "eps", exclusive=True)
     check_number(weight, "weight")
+    check_number(trades, "trades")
     check_number(warm_up, "warm_up")
     if warm_up > 1:
         raise ValueError(f"warm_up: expected a share of the training, 0 to 1, got {warm_up}")
@@ -134,7 +139,13 @@ def purifying(
         whole = nn.Sequential(bare, classifier)
         hit = _attacked(attack, whole, bare, x, y, generator, options | ball)
         drawn = model(hit).float()
-        return F.cross_entropy(classifier(drawn).float(), y) + weight * _squared(drawn, x)
+        logits, loss = classifier(drawn).float(), weight * _squared(drawn, x)
+        if trades:
+            clean = classifier(model(x)).float()
+            pair = (part.log_softmax(1) for part in (logits, clean))
+            far = F.kl_div(*pair, reduction="batchmean", log_target=True)
+            return loss + F.cross_entropy(clean, y) + trades * far
+        return loss + F.cross_entropy(logits, y)
 
     def announce(progress: float) -> None:
         # A thousandth at least: a ball of radius 0 has no steps.
@@ -143,6 +154,7 @@ def purifying(
     task.announce = announce
     task.labelled = False  # the classes are the classifier's, not the purifier's
     own = {"eps": eps, "weight": weight, "warm_up": warm_up, "relative_step": relative}
+    own |= {"trades": trades} if trades else {}
     task.name = f"purifying, {_name(attack)}, {sorted(options.items())}, {sorted(own.items())}"
     return task
 
