@@ -235,6 +235,7 @@ CALLS = {
         "attack": (attacks.fgsm, "function"),
         "eps": (0.1, "positive"),
         "weight": (0.1, "number"),
+        "trades": (0.1, "number"),
         "warm_up": (0.1, "share"),
     },
     training.certifying: {

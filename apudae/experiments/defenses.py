@@ -206,6 +206,8 @@ PURIFIER = {
     "purifier, mlp": before(purification.Direct, _NAME, classifier="mnist-mlp"),
     "adversarial training": PUBLISHED["adversarial training"],
 }
+# One that was chosen and trained later, at more expense.
+STRONGER = before(purification.Direct, "mnist-purifier-strong")
 # The control: a cut at ε by hand, before a network that was not trained behind it.
 CUT = {
     f"cut, then the {name}": before(

@@ -14,7 +14,7 @@ from .. import attacks
 from ..evaluation import BUDGETS, Budget
 from . import defenses, recipes
 from .compare import Profile, Study
-from .digit_choices import CLASSIFIER, EPSILONS, ORDER, PURIFIER_EPS, test, validation
+from .digit_choices import CLASSIFIER, EPSILONS, ORDER, PURIFIER_EPS, another_seed, test, validation
 from .place import Place
 from .verdicts import Certified, Ladder, Proved, Verdict
 
@@ -174,6 +174,25 @@ PURIFIER_AGAIN = replace(
     budget=BUDGETS["quick"],
     attacks={},
     curves=False,
+)
+
+# Beside the one that was trained later: digits of the random sample after those that others have.
+STRONGER = tuple(
+    replace(
+        PURIFIER_AGAIN,
+        record=record,
+        defense=name,
+        row=row,
+        title=name,
+        order=ORDER,
+        skip=1000,
+        n=n,
+    )
+    for record, name, row, n in (
+        ("mnist_stronger_first", "purifier", defenses.PURIFIER["purifier"], 2000),
+        ("mnist_stronger", "stronger purifier", defenses.STRONGER, 2000),
+        ("mnist_stronger_seed", "stronger, another seed", defenses.Defense(another_seed), 1000),
+    )
 )
 
 # A quick look takes the first of them for a defense.

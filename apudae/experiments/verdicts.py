@@ -52,13 +52,14 @@ class Verdict:
         defense: name of the defense in its study.
         row: the defense.
         images: loads test images and labels from a place.
-        n: how many of them are asked: the first.
+        n: how many of them are asked: the first, after ``skip``.
         eps: radius of the ball.
         budget: of the attacks.
         title: of the report.
         attacks: more attacks, see :func:`apudae.evaluation.evaluate`.
         curves: whether to draw them.
         order: in which the images are asked; without, as they come.
+        skip: so many are left to other records.
     """
 
     record: str
@@ -72,11 +73,13 @@ class Verdict:
     attacks: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     curves: bool = True
     order: data.Order | None = None
+    skip: int = 0
 
     @property
     def places(self) -> Tensor:
         """Of the images that are asked, in their set: int64 ``[n]``."""
-        return torch.arange(self.n) if self.order is None else self.order.places(self.n)
+        last = self.skip + self.n
+        return (torch.arange(last) if self.order is None else self.order.places(last))[self.skip :]
 
     def missing(self, place: Place) -> list[str]:
         """Whether the record is not complete."""

@@ -391,6 +391,20 @@ def test_restarts_without_a_random_start_are_refused(linear, generator):
         attacks.pgd(linear, x, y, eps=0.1, restarts=2, random_start=False)
 
 
+def test_a_start_in_corners(linear, generator):
+    """Each pixel at an end of what it may be; no corners in L2."""
+    x, y = batch(generator)
+    seen = []
+    model = lambda_module(lambda z: (seen.append(z.detach()), linear(z))[1]).eval()
+    attacks.pgd(model, x, y, eps=0.1, steps=1, random_start="corners")
+    z = next(part for part in seen if part.shape == x.shape and not torch.equal(part, x))
+    ends = [(x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1)]
+    at_end = [(z - end).abs() < 1e-7 for end in ends]
+    assert (at_end[0] | at_end[1]).all() and all(0.4 < part.float().mean() < 0.6 for part in at_end)
+    with pytest.raises(ValueError, match="random_start: a ball in L2 has no corners"):
+        attacks.pgd(linear, x, y, eps=0.1, norm="l2", random_start="corners")
+
+
 def test_a_model_in_training_mode_draws_a_warning(generator):
     model = models.build("mnist-cnn")
     has_mode = any(isinstance(m, nn.Dropout | nn.BatchNorm2d) for m in model.modules())

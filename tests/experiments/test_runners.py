@@ -572,29 +572,44 @@ def test_a_variant_is_chosen_for_digits_and_the_best_of_each_tested(tmp_path):
     assert stored["calibration"][2] == 2 and all(row["ms_per_image"] > 0 for row in rows)
 
 
-def test_the_purifier_is_chosen_attacked_as_a_whole(tmp_path):
-    """Its candidates are there already, hardly trained."""
+@pytest.mark.parametrize(
+    ("tried", "choice"),
+    [
+        (digit_choices.PURIFIERS, digit_choices.PURIFIER_CHOICE),
+        (digit_choices.STRONGER_PURIFIERS, digit_choices.STRONGER_CHOICE),
+    ],
+    ids=["first", "stronger"],
+)
+def test_purifiers_are_chosen_attacked_as_a_whole(tried, choice, tmp_path):
+    """Candidates are there already, hardly trained."""
     place = place_with(tmp_path, "mnist-cnn")
-    for number, options in enumerate(digit_choices.CANDIDATES.values()):
+    for number, name in enumerate(tried.table):
         torch.manual_seed(number)
-        model = {k: v for k, v in options.items() if k != "weight"}
+        model = digit_choices.purifier_recipe(name).model
         net = models.build("mnist-dae", **model)
         how = {"architecture": "mnist-dae", "options": model, "folder": place.tried}
-        models.save(f"purifier-{number}", net, **how)
-    replace(digit_choices.PURIFIER_CHOICE, images=few(2)).run(place)
-    stored = place.record("mnist_purifier_choice")
-    assert [(r["defense"], r["options"]) for r in stored["rows"]] == list(
-        digit_choices.CANDIDATES.items()
-    )
+        models.save(f"{tried.label}-{number}", net, **how)
+    replace(choice, images=few(2)).run(place)
+    stored = place.record(choice.record)
+    assert [(r["defense"], r["options"]) for r in stored["rows"]] == list(tried.table.items())
     score = {row["defense"]: sum(row["correct"]) for row in stored["rows"]}
     assert stored["chosen"] == max(score, key=score.get)
     assert all(row["correct"][1] <= row["correct"][0] for row in stored["rows"])
+    assert len(stored["attack"]["names"]) == len(tried.probes)
+
+
+def test_recipes_of_the_purifiers_that_were_chosen(tmp_path):
+    place = place_with(tmp_path, "mnist-cnn")
     wanted = digit_choices.purifier_recipes("latent 128, tones")
     assert set(wanted) == {"mnist-purifier", "mnist-purifier-l2", *recipes.OTHERS}
     assert wanted["mnist-purifier"].model == {"latent": 128, "tones": 8}
     assert wanted["mnist-purifier-l2"].model == {"latent": 64, "tones": 8, "width": 16}
     task = wanted["mnist-purifier-l2"].task(place.model("mnist-cnn"))
     assert "'norm', 'l2'" in task.name and "('eps', 2.0)" in task.name
+    further = digit_choices.purifier_recipe("ε to 0.33, corners, TRADES", seed=1)
+    assert further.model == {"latent": 128, "tones": 8, "seed": 1} and further.options["seed"] == 1
+    name = further.task(place.model("mnist-cnn")).name
+    assert all(part in name for part in ("'corners'", "('eps', 0.33)", "('trades', 6.0)"))
 
 
 def test_walks_are_chosen_against_an_attacker_who_knows_them(tmp_path):
