@@ -163,7 +163,7 @@ FAULTS = [
         "an image that fell is lost for one of higher loss",
     ),
     Fault(
-        "apgd: rule of the checkpoints",
+        "apgd: rule of the reviews",
         "attacks/autoattack.py",
         "halve = (rises < _RISING * (t - last))",
         "halve = (rises > _RISING * (t - last))",

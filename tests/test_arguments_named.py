@@ -401,7 +401,7 @@ CALLS = {
         "lines": ({"a": ([0.0, 1.0], [90.0, 50.0])}, "dict"),
         "points": ({"a": {0.1: Accuracy(1, 2)}}, "own"),
     },
-    plots.checkpoints: {"steps": (2, "count"), "at": (1, "count"), "back": (False, "bool")},
+    plots.recomputation: {"steps": (2, "count"), "at": (1, "count"), "back": (False, "bool")},
     plots.against: {
         "x": ([0.0, 1.0], "sequence"),
         "lines": ({"a": [0.0, 1.0]}, "dict"),

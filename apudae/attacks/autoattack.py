@@ -43,9 +43,9 @@ def apgd(
 ) -> Tensor:
     """Auto-PGD: momentum, and steps that halve when they no longer pay (Croce & Hein 2020, alg. 1).
 
-    The step starts at 2ε. At checkpoints that come closer and closer, each image whose loss rose
-    in fewer than three quarters of the steps, or whose step and best loss stayed the same,
-    returns to its best point with half the step.
+    The step starts at 2ε. At reviews (the paper: checkpoints), which come ever closer together,
+    each image whose loss rose in fewer than three quarters of the steps, or whose step and best
+    loss stayed the same, returns to its best point with half the step.
 
     Args besides those of all attacks:
         steps: gradient steps of each run.
@@ -104,7 +104,7 @@ def _climb(
         some = place[part]
         return dlr_targeted(logits, y[some], goal[some])
 
-    checkpoints, last = _checkpoints(steps), 0
+    reviews, last = _reviews(steps), 0
     z = previous = peak = start
     value, fell, gradient = ask(z)
     top, top_gradient = value, gradient  # of the best point of this run, ``peak``
@@ -130,7 +130,7 @@ def _climb(
         top = torch.where(higher, value, top)
         peak = torch.where(per_image(higher, z), z, peak)
         top_gradient = torch.where(per_image(higher, z), gradient, top_gradient)
-        if t in checkpoints:
+        if t in reviews:
             halve = (rises < _RISING * (t - last)) | ((step == step_then) & (top == top_then))
             step_then, top_then, last = step, top, t
             step = torch.where(halve, step / 2, step)
@@ -139,7 +139,7 @@ def _climb(
             rises = torch.zeros_like(rises)
 
 
-def _checkpoints(steps: int) -> set[int]:
+def _reviews(steps: int) -> set[int]:
     """⌈p_j · steps⌉ with p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) (Croce & Hein, §3.1)."""
     before, p, places = 0.0, 0.22, set()
     while p <= 1:

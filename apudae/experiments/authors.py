@@ -36,8 +36,8 @@ from .results import Results
 
 DAE, CLASSIFIER = "denoise_batch.pt", "basic_training"
 MU, SIGMA = 2.8560, 0.9227  # theirs, of test images
-SET_SIGMA = 0.5  # which their main script then takes for σ
-LEVEL = "cifar10_authors_level"  # record of μ and σ as they are measured here
+SET_SIGMA = 0.5  # which their main script then takes for s
+LEVEL = "cifar10_authors_level"  # record of μ and s as they are measured here
 _ENDINGS = (".pt", ".pth", ".pth.tar", ".t7")
 
 
@@ -165,7 +165,7 @@ def _filled(
 
 
 def level(dae: nn.Module, place: Place, name: str = colours.SETS[0]) -> purification.Calibration:
-    """μ and σ of their DAE as their code takes them, but on validation images; stored in a record.
+    """μ and s of their DAE as their code takes them, but on validation images; stored in a record.
 
     The error is that of R clipped to [0, 1], and one above 20 counts as 3. Theirs, 2.8560 and
     0.9227, are of test images. The validation images here are of CIFAR-10's training set, and their
@@ -187,7 +187,7 @@ def level(dae: nn.Module, place: Place, name: str = colours.SETS[0]) -> purifica
         d = torch.cat(parts).double()
         mu, sigma = (f(d.where(d <= 20, 3.0)).item() for f in (torch.mean, torch.std))
         theirs = f"theirs, of test images: {MU:.4f} and {SIGMA:.4f}"
-        print(f"of {len(d)} validation images μ = {mu:.4f}, σ = {sigma:.4f} ({theirs})", flush=True)
+        print(f"of {len(d)} validation images μ = {mu:.4f}, s = {sigma:.4f} ({theirs})", flush=True)
         return {"n": len(d), "mu": mu, "sigma": sigma, "above_20": int((d > 20).sum())}
 
     about = {
@@ -206,7 +206,7 @@ def level(dae: nn.Module, place: Place, name: str = colours.SETS[0]) -> purifica
 def study(folder: Path, name: str = colours.SETS[0]) -> Study:
     """What is compared on one of :data:`.colours.SETS`: their networks, their steps, both attacks.
 
-    Nothing is chosen. *adaptive, default* is their default as their script runs it, with σ = 0.5;
+    Nothing is chosen. *adaptive, default* is their default as their script runs it, with s = 0.5;
     the variants have the measured one.
     """
     whole = colours.cifar10(name)
@@ -233,7 +233,7 @@ def study(folder: Path, name: str = colours.SETS[0]) -> Study:
         about_data=whole.about_data
         | {
             "networks": "the APuDAE authors'",
-            "level": f"record {LEVEL}; in {plans.DEFAULT!r} σ = {SET_SIGMA:g}, as in their script",
+            "level": f"record {LEVEL}; in {plans.DEFAULT!r} s = {SET_SIGMA:g}, as in their script",
         },
         profiles={
             k: replace(profile, cw=0, fewer=dict.fromkeys(variants, (profile.weak, strong[k])))

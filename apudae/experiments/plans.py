@@ -54,7 +54,7 @@ class Plan:
         dae: name of the weights of the DAE that is kept.
         recipe: of a DAE, from its noise level, depth and epochs.
         train: loads images for it from a place.
-        validation: loads images and labels from a place; μ and σ are measured on all.
+        validation: loads images and labels from a place; μ and s are measured on all.
         sigmas: noise levels.
         depths: layers.
         brief: epochs of a DAE that is tried.

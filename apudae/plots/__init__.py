@@ -9,18 +9,18 @@
 - :func:`losses`, :func:`against`, :func:`histograms`, :func:`roc`, :func:`bars`: other numbers
 - :func:`certified`: certified accuracy over the radius; :func:`shifted`: why it holds
 - :func:`field`, :func:`walk`: images of two pixels; an attack on its way
-- :func:`checkpoints`: which images a purifier holds on its way there and back
+- :func:`recomputation`: which images a purifier holds on its way there and back
 """
 
 from .figures import (
     against,
     bars,
     certified,
-    checkpoints,
     curves,
     field,
     histograms,
     losses,
+    recomputation,
     roc,
     rungs,
     scatter,

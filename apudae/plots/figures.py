@@ -3,7 +3,7 @@
 - lines: :func:`curves`, :func:`losses`, :func:`roc`, :func:`against`, :func:`certified`
 - other charts: :func:`histograms`, :func:`rungs`, :func:`scatter`, :func:`bars`
 - illustrations: :func:`field` of two pixels, :func:`shifted` noise, a purifier's
-  :func:`checkpoints`
+  :func:`recomputation`
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def scatter(points: Mapping[str, tuple[float, Accuracy]], *, xlabel: str) -> Pic
 
 
 @checked
-def checkpoints(steps: int, at: int, *, back: bool) -> Picture:
+def recomputation(steps: int, at: int, *, back: bool) -> Picture:
     """Purification on its way there or back: which images are held, and whose graph.
 
     Args:

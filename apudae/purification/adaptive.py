@@ -9,8 +9,8 @@ by accident:
   batch: with the mean, an attacked image among clean ones may keep most of its error);
 - every iterate stays in [0, 1];
 - the inner gradient is taken with respect to the image alone, and can itself be differentiated;
-- μ and σ come from :func:`apudae.purification.calibrate` on validation images. Theirs are
-  measured on test images, and the main script then sets σ to 0.5.
+- μ and s come from :func:`apudae.purification.calibrate` on validation images. Theirs are
+  measured on test images, and the main script then sets s to 0.5.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ PRESETS: dict[str, Variant] = {
     ),
     "biased": Variant(
         {"objective": "sigmoid", "stepper": "adam", "steps": 16, "step_size": _UNIT},
-        "d · sigmoid((d − μ)/σ)",
+        "d · sigmoid((d − μ)/s)",
         "d is the image's own error, not the sum over the batch, which saturates the sigmoid",
     ),
     "biased-steps": Variant(
         {"objective": "error", "paced": True, "stepper": "adam", "steps": 16, "step_size": _UNIT},
-        "d, steps scaled by sigmoid((d − μ)/σ)",
+        "d, steps scaled by sigmoid((d − μ)/s)",
         "scaled by the image's own error; never called there: steps and size are those of 'biased'",
     ),
     "probabilistic-mean": Variant(
         {"objective": "match", "stepper": "adam", "steps": 13, "step_size": 2 * _UNIT},
-        "(d − μ)²/σ²",
+        "(d − μ)²/s²",
         "d is the image's own error, not the batch's mean; steps and size are those of "
         "'probabilistic'",
     ),
@@ -74,12 +74,12 @@ PRESETS: dict[str, Variant] = {
             "step_size": 2 * _UNIT,
             "noise": 0.7 * _UNIT,
         },
-        "max(d − μ, 0)²/σ², each step adds U(−1, 1) · noise · min(((d − μ)/2σ)², 4)",
+        "max(d − μ, 0)²/s², each step adds U(−1, 1) · noise · min(((d − μ)/2s)², 4)",
         "the authors' default; the noise ends once d ≤ μ, theirs grows again below μ",
     ),
     "kl": Variant(
         {"objective": "match", "stepper": "adam", "steps": 16, "step_size": 2 * _UNIT},
-        "(d − μ)²/σ²",
+        "(d − μ)²/s²",
         "not a KL divergence; d is the image's own error, which makes it 'probabilistic-mean' with "
         "three more steps",
     ),
@@ -112,14 +112,14 @@ class Adaptive(Purifier):
 
         z ← clip(z − step_size · step(∇ objective(d(z))) + noise),   d(z) = ‖z − R(z)‖²
 
-    from ``z = x``. The classifier then sees ``z``, not the DAE's output. Objectives, with μ and σ
+    from ``z = x``. The classifier then sees ``z``, not the DAE's output. Objectives, with μ and s
     from :func:`calibrate`:
 
     - ``"error"``: d;
-    - ``"hinge"``: max(d − μ, 0)²/σ², without a gradient once the error is normal (but Adam's
+    - ``"hinge"``: max(d − μ, 0)²/s², without a gradient once the error is normal (but Adam's
       momentum walks on for some steps; ``stop`` does not);
-    - ``"match"``: (d − μ)²/σ², which pulls a low error up;
-    - ``"sigmoid"``: d · sigmoid((d − μ)/σ).
+    - ``"match"``: (d − μ)²/s², which pulls a low error up;
+    - ``"sigmoid"``: d · sigmoid((d − μ)/s).
 
     The result can be differentiated with respect to ``x`` and the DAE's weights, through every step
     (second order in the DAE), once. Each step is worked out again on the way back, so memory grows
@@ -145,11 +145,11 @@ class Adaptive(Purifier):
         steps: how many.
         step_size: with Adam and sign about how far a pixel moves per step, in pixel units; with
             ``"l2"`` the length of the step; with ``"descent"`` the factor of the gradient.
-        calibration: μ and σ; needed by all objectives but ``"error"``, by ``paced`` and ``stop``.
-        noise: each step adds ``U(−1, 1) · noise · min((max(d − μ, 0)/2σ)², 4)``, which stays.
-        paced: scale each image's steps by sigmoid((d − μ)/σ).
+        calibration: μ and s; needed by all objectives but ``"error"``, by ``paced`` and ``stop``.
+        noise: each step adds ``U(−1, 1) · noise · min((max(d − μ, 0)/2s)², 4)``, which stays.
+        paced: scale each image's steps by sigmoid((d − μ)/s).
         eps: no pixel ends further than this from where it was.
-        stop: leave an image as it is once its error is at most μ + ``stop`` · σ. It then costs
+        stop: leave an image as it is once its error is at most μ + ``stop`` · s. It then costs
             nothing more.
         reconstruct: hand the classifier R(z), not z.
         expected: σ and a number of copies: ``d`` is the mean of ‖z − R(z + σn)‖² over so many

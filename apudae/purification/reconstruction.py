@@ -1,7 +1,7 @@
 """How well a denoising autoencoder reconstructs an image, and which error is normal.
 
 - :func:`reconstruct`, :func:`reconstruction_error`: R(x) and d(x) = ‖x − R(x)‖²
-- :func:`calibrate`, :class:`Calibration`: μ and σ of the error of clean images
+- :func:`calibrate`, :class:`Calibration`: μ and s of the error of clean images
 - :func:`check_dae`, :func:`check_calibration`: whether either can be used
 """
 
@@ -51,7 +51,7 @@ def reconstruction_error(dae: nn.Module, x: Tensor, *, precision: str = "float32
 
 
 class Calibration(NamedTuple):
-    """Mean and standard deviation of the reconstruction error of ``n`` clean images."""
+    """Mean μ and standard deviation s of the reconstruction error of ``n`` clean images."""
 
     mu: float
     sigma: float
@@ -106,7 +106,7 @@ def check_dae(dae: nn.Module, x: Tensor) -> None:
 
 
 def check_calibration(calibration: Calibration) -> Calibration:
-    """The calibration, or ``ValueError`` unless μ is finite and ≥ 0 and σ finite and > 0."""
+    """The calibration, or ``ValueError`` unless μ is finite and ≥ 0 and s finite and > 0."""
     check_number(calibration.mu, "calibration: mu")
     check_number(calibration.sigma, "calibration: sigma", exclusive=True)
     return calibration

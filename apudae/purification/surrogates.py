@@ -29,7 +29,7 @@ def smooth(purifier: Adaptive, x: Tensor, *, radius: float = 0.1) -> dict[str, A
 
     - ``"descent"``: plain gradient steps, as long as the purifier's at the start;
     - ``"smooth steps"``: Adam with a large ε, tanh(g/τ) for the sign, a floor under the length;
-    - ``"match"``: (d − μ)²/σ² in the hinge's place, with plain steps;
+    - ``"match"``: (d − μ)²/s² in the hinge's place, with plain steps;
     - ``"as it is"``: where only stopping or noise is in the way.
 
     All of them walk to the end and without noise.

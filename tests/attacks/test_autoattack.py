@@ -4,7 +4,7 @@ from support import shipped
 from torch import nn
 
 from apudae import attacks, data
-from apudae.attacks.autoattack import _bump, _checkpoints, _share, _two_squares
+from apudae.attacks.autoattack import _bump, _reviews, _share, _two_squares
 from apudae.core.norms import NORMS, Ball, length, project
 
 
@@ -32,9 +32,9 @@ class Staircase(nn.Module):
         return (logits * 10).round().detach() / 10 + 0 * logits
 
 
-def test_checkpoints_are_those_of_the_paper():
+def test_reviews_are_those_of_the_paper():
     """Croce & Hein, §3.1, by hand: p = 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99."""
-    assert _checkpoints(100) == {22, 41, 57, 70, 80, 87, 93, 99}
+    assert _reviews(100) == {22, 41, 57, 70, 80, 87, 93, 99}
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -79,7 +79,7 @@ def literal_apgd(model, x, z, *, eps, norm, steps):
         way = gradient.sign() if norm == "linf" else gradient / gradient.norm()
         return inside(z + size * way)
 
-    w = sorted(_checkpoints(steps))
+    w = sorted(_reviews(steps))
     size, iterates, values = 2 * eps, [z], []
     value, gradient = f(z)
     values.append(value)

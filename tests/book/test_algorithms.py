@@ -98,7 +98,7 @@ def test_chapter_2_shows_the_packages_rfgsm(exact, chapter_2):
 def test_chapter_2_shows_the_packages_apgd(eps, exact, chapter_2):
     """Where nothing falls, both return the point of the highest loss."""
     model, x, y = exact
-    assert chapter_2["checkpoints_of"](100) == autoattack._checkpoints(100)
+    assert chapter_2["reviews_of"](100) == autoattack._reviews(100)
     start = norms.in_ball(x, eps, "linf", torch.arange(len(x)), 3)
     shown = chapter_2["apgd"](model, x, y, eps=eps, steps=30, start=start)
     ours = attacks.apgd(model, x, y, eps=eps, steps=30, seed=3)

@@ -25,8 +25,8 @@ def test_rungs_stand_in_their_order_one_mark_per_defense():
 
 
 @pytest.mark.parametrize(("at", "back", "held"), [(2, False, 3), (2, True, 2), (5, True, 5)])
-def test_a_checkpoint_frame_fills_what_is_held(at, back, held):
-    figure = plots.checkpoints(5, at, back=back)
+def test_a_frame_of_recomputation_fills_what_is_held(at, back, held):
+    figure = plots.recomputation(5, at, back=back)
     (ax,) = figure.axes
     filled = [box for box in ax.patches if box.get_facecolor() != (1.0, 1.0, 1.0, 1.0)]
     assert len([box for box in filled if type(box).__name__ == "FancyBboxPatch"]) == held
