@@ -282,6 +282,13 @@ STRONGER: dict[str, Options] = {
     "ε to 0.33, corners, TRADES": _CORNERS | {"trades": 6.0},
     "ε to 0.33, corners, wider": _CORNERS | {"tones": 16, "width": 48},
 }
+# And when that had shown nothing but that four epochs find no threshold: one from the start, and
+# digits moved at random, since the first purifier reads those that it was trained on far better.
+_BEGUN = _FIRST | {"thresholds": True, "augment": "turn"}
+BEGUN: dict[str, Options] = {
+    "thresholds, moved": _BEGUN,
+    "thresholds, moved, ε to 0.33, corners": _BEGUN | _CORNERS,
+}
 
 
 def purifier_recipe(
@@ -290,15 +297,21 @@ def purifier_recipe(
     """How a purifier is trained: 7 steps of PGD through purifier and classifier, ε growing.
 
     Args:
-        candidate: a key of :data:`CANDIDATES` or :data:`STRONGER`.
+        candidate: a key of :data:`CANDIDATES`, :data:`STRONGER` or :data:`BEGUN`.
         epochs: over the training digits.
         norm: of the attacks.
         seed: of the first weights, the order, and what the attacks draw.
         model: options of the network that differ from the candidate's.
     """
-    options = {"eps": PURIFIER_EPS[norm], "norm": norm} | (CANDIDATES | STRONGER)[candidate]
-    network = {k: options.pop(k) for k in ("latent", "tones", "width") if k in options}
+    options = (CANDIDATES | STRONGER | BEGUN)[candidate]
+    options = {"eps": PURIFIER_EPS[norm], "norm": norm} | options
+
+    def own(*names: str) -> Options:
+        return {k: options.pop(k) for k in names if k in options}
+
+    network = own("latent", "tones", "width", "thresholds")
     fit = {"batch_size": 128, "lr": 2e-3, "ema": 0.998, "seed": seed, "epochs": epochs}
+    fit |= own("augment")
     network |= model | ({"seed": seed} if seed else {})
     task = recipes.through(**options)
     return recipes.Recipe("mnist-dae", task, fit, network, defended=CLASSIFIER)
@@ -386,10 +399,11 @@ _MORE = {
     "Square": partial(attacks.square, queries=500),
 }
 STRONGER_PURIFIERS = Purifiers("mnist_stronger_choice", "stronger", STRONGER, _PROBES | _MORE, 4)
-STRONGER_CHOICE = STRONGER_PURIFIERS.choice(
-    1000,
-    "four",
-    {"names": [*_FIRST_LOOK["names"], "apgd past clamps", "square"], "steps": 40, "queries": 500},
+BEGUN_PURIFIERS = Purifiers("mnist_begun_choice", "begun", BEGUN, _PROBES | _MORE, 4)
+_MORE_LOOK = {"names": [*_FIRST_LOOK["names"], "apgd past clamps", "square"], "queries": 500}
+STRONGER_CHOICE, BEGUN_CHOICE = (
+    several.choice(1000, "four", _FIRST_LOOK | _MORE_LOOK)
+    for several in (STRONGER_PURIFIERS, BEGUN_PURIFIERS)
 )
 
 

@@ -68,7 +68,9 @@ class InMemory:
         images: ``[N, C, H, W]``, uint8, or float32 in [0, 1] (kept as they are).
         labels: int64 ``[N]``.
         batch_size: images per step, over all processes.
-        augment: mirror images at random and shift them by up to 4 pixels (the border reflected).
+        augment: mirror images at random and shift them by up to 4 pixels (the border reflected);
+            with ``"turn"`` turn them by up to 15°, shift them by up to 2 pixels and stretch them by
+            up to a tenth (black comes in): for digits, which must not be mirrored.
         seed: of order and augmentation.
         device: where to keep them.
     """
@@ -81,12 +83,14 @@ class InMemory:
         labels: Tensor,
         *,
         batch_size: int,
-        augment: bool = False,
+        augment: bool | str = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         check_set(images, labels)
-        large = not augment or min(images.shape[2:]) > REACH
+        told = f"augment: expected True, False or 'turn', got {augment!r}"
+        require(isinstance(augment, bool) or augment == "turn", told)
+        large = augment is not True or min(images.shape[2:]) > REACH
         require(large, f"augment: images {list(images.shape[2:])} are too small to be shifted")
         self.images, self.labels = images.to(device), labels.to(device)
         self.device = self.images.device
@@ -110,7 +114,9 @@ class InMemory:
         for index, share in shares(self.n, self.batch_size, self.seed, number):
             index = index.to(self.device, non_blocking=True)
             x = as_float(self.images[index])
-            yield (flip_and_shift(x, draws) if self.augment else x), self.labels[index], share
+            if self.augment:
+                x = (turn if self.augment == "turn" else flip_and_shift)(x, draws)
+            yield x, self.labels[index], share
 
 
 def flip_and_shift(x: Tensor, draws: Generator, reach: int = REACH) -> Tensor:
@@ -124,6 +130,20 @@ def flip_and_shift(x: Tensor, draws: Generator, reach: int = REACH) -> Tensor:
     padded = F.pad(x, (reach,) * 4, mode="reflect").permute(0, 2, 3, 1)
     image = torch.arange(n, device=x.device)[:, None, None]
     return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def turn(
+    x: Tensor, draws: Generator, degrees: float = 15, reach: float = 2, stretch: float = 0.1
+) -> Tensor:
+    """Each image turned, shifted by so many pixels and stretched at random, up to these amounts."""
+    n, _, height, width = x.shape
+    u = 2 * torch.rand(4, n, generator=draws, device=x.device, dtype=x.dtype) - 1
+    angle, size = u[0] * math.radians(degrees), 1 + stretch * u[1]
+    cos, sin = angle.cos() / size, angle.sin() / size
+    right, down = 2 * reach * u[2] / width, 2 * reach * u[3] / height
+    moves = torch.stack([cos, -sin, right, sin, cos, down], 1).view(n, 2, 3)
+    grid = F.affine_grid(moves, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
 
 
 @checked

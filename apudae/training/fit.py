@@ -370,7 +370,7 @@ def fit(
     lr: float = 2e-3,
     weight_decay: float = 0.0,
     schedule: str = "one-cycle",
-    augment: bool = False,
+    augment: bool | str = False,
     ema: float = 0.0,
     precision: str = "auto",
     channels_last: bool = True,
@@ -402,7 +402,8 @@ def fit(
         weight_decay: of the optimizer.
         schedule: ``"one-cycle"`` (up for 30 % of the steps, then down to nearly 0), ``"cosine"``
             (down from the start) or ``"constant"``.
-        augment: mirror and shift the images at random, see :class:`apudae.training.InMemory`.
+        augment: mirror and shift the images at random, or with ``"turn"`` turn them; see
+            :class:`apudae.training.InMemory`.
         ema: if above 0, the decay of a running average of the weights, which is what is validated
             and kept in the end. 0.99 averages over about 100 steps.
         precision: ``"auto"`` (bfloat16 where the hardware computes in it, else float16 with scaled
