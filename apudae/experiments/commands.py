@@ -82,8 +82,9 @@ def mnist_purifier(place: Place, asked: Namespace) -> None:
 
 def mnist_stronger(place: Place, asked: Namespace) -> None:
     """A purifier that is trained at more expense, from choice to verdict."""
-    digit_choices.STRONGER_CHOICE.run(place)
-    wanted = digit_choices.stronger_recipes(digit_choices.STRONGER_CHOICE.chosen(place))
+    for choice in (digit_choices.STRONGER_CHOICE, digit_choices.BEGUN_CHOICE):
+        choice.run(place)
+    wanted = digit_choices.stronger_recipes(digit_choices.strongest(place))
     recipes.train_missing(wanted, partial(digit_choices.train, place), place)
     for row in digits.STRONGER:
         print(row.run(place).summary(), flush=True)
@@ -232,7 +233,7 @@ COMMANDS = {
         "choose a stronger purifier, train it from two seeds, judge it beside the first (hours)",
         mnist_stronger,
         tuple(digit_choices.stronger_recipes("as before")),
-        (digit_choices.STRONGER_CHOICE, *digits.STRONGER),
+        (digit_choices.STRONGER_CHOICE, digit_choices.BEGUN_CHOICE, *digits.STRONGER),
     ),
     "cifar10-certified": Command(
         "certify colour images; for a GPU",

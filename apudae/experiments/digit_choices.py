@@ -419,13 +419,22 @@ def purifier_recipes(chosen: str) -> dict[str, recipes.Recipe]:
     }
 
 
+def strongest(place: Place) -> str:
+    """Of all that were tried later the one with the highest score; empty before all were."""
+    choices = (STRONGER_CHOICE, BEGUN_CHOICE)
+    if not all(choice.chosen(place) for choice in choices):
+        return ""
+    rows = [row for choice in choices for row in place.rows(choice.record)]
+    return max(rows, key=score)["defense"]
+
+
 def stronger_recipes(chosen: str) -> dict[str, recipes.Recipe]:
-    """Of the purifier that was chosen among the stronger ones."""
+    """Of the purifier that was chosen among those that were tried later."""
     return {"mnist-purifier-strong": purifier_recipe(chosen)}
 
 
 def another_seed(place: Place) -> Defended:
     """The classifier behind the same purifier from another seed, trained if it is not there."""
-    recipe = purifier_recipe(STRONGER_CHOICE.chosen(place), seed=1)
+    recipe = purifier_recipe(strongest(place), seed=1)
     dae = recipes.tried("stronger-seed-1", recipe, partial(train, place), place)
     return Defended(place.model(CLASSIFIER), Direct(dae)).eval()

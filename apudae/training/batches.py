@@ -141,7 +141,8 @@ def turn(
     angle, size = u[0] * math.radians(degrees), 1 + stretch * u[1]
     cos, sin = angle.cos() / size, angle.sin() / size
     right, down = 2 * reach * u[2] / width, 2 * reach * u[3] / height
-    moves = torch.stack([cos, -sin, right, sin, cos, down], 1).view(n, 2, 3)
+    tall = height / width  # what is 1 in the grid is half of either side
+    moves = torch.stack([cos, -sin * tall, right, sin / tall, cos, down], 1).view(n, 2, 3)
     grid = F.affine_grid(moves, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 

@@ -50,6 +50,15 @@ def test_a_dae_stays_in_range_and_has_the_bottleneck_it_was_asked_for(generator)
     assert 0 <= out.min() <= out.max() <= 1
 
 
+def test_tones_may_begin_as_thresholds():
+    dae = models.build("mnist-dae", tones=4, thresholds=True)
+    grey = torch.linspace(0, 1, 21).view(1, 1, 1, -1)
+    wanted = torch.cat([(grey - k / 4).clamp(min=0) for k in range(4)], 1)
+    torch.testing.assert_close(dae.encoder[:2](grey).detach(), wanted)
+    with pytest.raises(ValueError, match="thresholds: there are no tones"):
+        models.build("mnist-dae", thresholds=True)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (16, 24)])
 def test_the_cifar_classifier_takes_pixels_and_gives_logits(size, generator):
     model = models.build("cifar10-resnet", width=8).eval()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from apudae import data, training
 from apudae.training import batches
@@ -70,6 +71,35 @@ def test_augmentation_is_a_mirror_and_a_shift(generator):
         )
         assert np.array_equal(found[k].numpy(), expected)
     assert 0.3 < (flip < 0.5).mean() < 0.7
+
+
+def test_digits_are_turned_about_their_centre(generator):
+    """Beside SciPy's interpolation: each pixel from where it was before."""
+    x = torch.rand(20, 1, 12, 10, generator=generator, dtype=torch.float64)
+    state = generator.get_state()
+    found = batches.turn(x, generator)
+    generator.set_state(state)
+    u = 2 * torch.rand(4, 20, generator=generator, dtype=torch.float64).numpy() - 1
+    down, right = np.mgrid[:12, :10] - np.array([5.5, 4.5])[:, None, None]
+    for k in range(20):
+        angle, size = np.deg2rad(15) * u[0, k], 1 + 0.1 * u[1, k]
+        from_right = (np.cos(angle) * right - np.sin(angle) * down) / size + 2 * u[2, k]
+        from_down = (np.sin(angle) * right + np.cos(angle) * down) / size + 2 * u[3, k]
+        at = [from_down + 5.5, from_right + 4.5]
+        wanted = ndimage.map_coordinates(x[k, 0].numpy(), at, order=1, mode="grid-constant")
+        np.testing.assert_allclose(found[k, 0].numpy(), wanted, atol=1e-9)
+    torch.testing.assert_close(batches.turn(x, generator, 0, 0, 0), x, rtol=0, atol=1e-9)
+
+
+def test_a_set_is_mirrored_or_turned_or_neither(generator):
+    x, y = torch.rand(8, 1, 12, 12, generator=generator), torch.zeros(8).long()
+    options = (False, True, "turn")
+    sets = [training.InMemory(x, y, batch_size=8, augment=augment) for augment in options]
+    plain, mirrored, turned = (next(iter(one.epoch(0)))[0] for one in sets)
+    assert torch.equal(plain.sort(0).values, x.sort(0).values)
+    assert len({float(part.sum()) for part in (plain, mirrored, turned)}) == 3
+    with pytest.raises(ValueError, match="augment: expected True, False or 'turn', got 'flip'"):
+        training.InMemory(x, y, batch_size=8, augment="flip")
 
 
 @pytest.fixture
