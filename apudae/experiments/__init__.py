@@ -15,7 +15,7 @@ A defense or an attack of your own, judged: :func:`challenge`, one of :data:`CHA
 
 The tables: :data:`STUDIES`, :data:`VARIANTS`, :data:`LADDER`, :data:`KNOWN`, :data:`HARDER`,
 :data:`CERTIFIED`, :data:`CUTS`, :data:`PROVED`, :data:`PROVED_VERDICT`,
-:data:`PURIFIER_AGAIN`, :data:`SETS`.
+:data:`PURIFIER_AGAIN`, :data:`STRONGER_VERDICTS`, :data:`SETS`.
 
 For a study of your own: a :class:`Study` with :class:`Defense` and :class:`Profile`, run at a
 :class:`Place`; and its networks by :class:`Recipe`, a :class:`Verdict`, a :class:`Ladder`,
@@ -30,7 +30,17 @@ from .colours import SETS
 from .compare import CLEAN, CW, STRONG, Profile, Study
 from .defenses import Defense
 from .digit_choices import VARIANTS, passes, setting
-from .digits import CERTIFIED, CUTS, HARDER, KNOWN, LADDER, PROVED, PROVED_VERDICT, PURIFIER_AGAIN
+from .digits import (
+    CERTIFIED,
+    CUTS,
+    HARDER,
+    KNOWN,
+    LADDER,
+    PROVED,
+    PROVED_VERDICT,
+    PURIFIER_AGAIN,
+    STRONGER_VERDICTS,
+)
 from .place import RESULTS, Place
 from .recipes import Recipe
 from .results import Results, results

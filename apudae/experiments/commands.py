@@ -86,7 +86,7 @@ def mnist_stronger(place: Place, asked: Namespace) -> None:
         choice.run(place)
     wanted = digit_choices.stronger_recipes(digit_choices.strongest(place))
     recipes.train_missing(wanted, partial(digit_choices.train, place), place)
-    for row in digits.STRONGER:
+    for row in digits.STRONGER_VERDICTS:
         print(row.run(place).summary(), flush=True)
 
 
@@ -233,7 +233,7 @@ COMMANDS = {
         "choose a stronger purifier, train it from two seeds, judge it beside the first (hours)",
         mnist_stronger,
         tuple(digit_choices.stronger_recipes("as before")),
-        (digit_choices.STRONGER_CHOICE, digit_choices.BEGUN_CHOICE, *digits.STRONGER),
+        (digit_choices.STRONGER_CHOICE, digit_choices.BEGUN_CHOICE, *digits.STRONGER_VERDICTS),
     ),
     "cifar10-certified": Command(
         "certify colour images; for a GPU",

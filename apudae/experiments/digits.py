@@ -177,7 +177,7 @@ PURIFIER_AGAIN = replace(
 )
 
 # Beside the one that was trained later: digits of the random sample after those that others have.
-STRONGER = tuple(
+STRONGER_VERDICTS = tuple(
     replace(
         PURIFIER_AGAIN,
         record=record,
