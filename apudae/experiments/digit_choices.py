@@ -284,7 +284,7 @@ STRONGER: dict[str, Options] = {
 }
 # And when that had shown nothing but that four epochs find no threshold: one from the start, and
 # digits moved at random, since the first purifier reads those that it was trained on far better.
-_BEGUN = _FIRST | {"thresholds": True, "augment": "turn"}
+_BEGUN = _FIRST | {"thresholds": 8, "augment": "turn"}
 BEGUN: dict[str, Options] = {
     "thresholds, moved": _BEGUN,
     "thresholds, moved, ε to 0.33, corners": _BEGUN | _CORNERS,

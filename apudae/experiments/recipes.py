@@ -41,7 +41,7 @@ class Recipe:
     architecture: str
     task: Given = lambda classifier: training.classification
     options: Options = field(default_factory=dict)
-    model: dict[str, int | bool] = field(default_factory=dict)
+    model: dict[str, int] = field(default_factory=dict)
     warm_up: Recipe | None = None
     defended: str = ""
     fit: Callable[..., object] = training.fit

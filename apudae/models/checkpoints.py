@@ -40,7 +40,7 @@ from .networks import MODELS, build
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
-_ENTRY = {"file": str, "sha256": str, "architecture": str, "options": dict[str, int | bool]}
+_ENTRY = {"file": str, "sha256": str, "architecture": str, "options": dict[str, int]}
 
 
 @checked
@@ -101,7 +101,7 @@ def save(
     model: nn.Module,
     *,
     architecture: str,
-    options: dict[str, int | bool] | None = None,
+    options: dict[str, int] | None = None,
     about: dict[str, Any] | None = None,
     folder: str | Path = WEIGHTS,
     dtype: torch.dtype = torch.float16,
@@ -194,7 +194,7 @@ def _check_alike(ours: Mapping, theirs: Mapping, what: str, *sides: str) -> None
         require(here == there, f"{what}: {key} is {here} in {sides[0]}, {there} in {sides[1]}")
 
 
-def _state(architecture: str, options: Mapping[str, int | bool]) -> dict[str, Tensor]:
+def _state(architecture: str, options: Mapping[str, int]) -> dict[str, Tensor]:
     """The entries of an architecture, without numbers; ``ValueError`` for what cannot be built."""
     known = ", ".join(MODELS)
     require(architecture in MODELS, f"unknown architecture {architecture!r}; known: {known}")

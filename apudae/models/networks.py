@@ -118,18 +118,18 @@ class ConvDAE(nn.Module):
         width: features of the outer convolutions; the inner ones have twice as many.
         tones: if above 0, so many functions of a single pixel's value come before anything else.
             Networks that hold against L∞ learn thresholds there (Madry et al. 2018, appendix C).
-        thresholds: let the tones begin as ``max(x − k / tones, 0)``, k from 0.
+        thresholds: so many tones begin as ``max(x − k / thresholds, 0)``, k from 0.
     """
 
     def __init__(
-        self, latent: int = 64, width: int = 32, tones: int = 0, thresholds: bool = False
+        self, latent: int = 64, width: int = 32, tones: int = 0, thresholds: int = 0
     ) -> None:
         super().__init__()
         first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
-        require(tones or not thresholds, "thresholds: there are no tones")
+        require(thresholds <= tones, f"thresholds: expected at most {tones}, got {thresholds}")
         if thresholds:
-            nn.init.ones_(first[0].weight)
-            first[0].bias.data = -torch.arange(tones) / tones
+            nn.init.ones_(first[0].weight[:thresholds])
+            first[0].bias.data[:thresholds] = -torch.arange(thresholds) / thresholds
         self.encoder = nn.Sequential(
             *first, *squeeze(tones or 1, width, 3), nn.Linear(2 * width * 49, latent)
         )

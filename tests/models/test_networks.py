@@ -51,12 +51,12 @@ def test_a_dae_stays_in_range_and_has_the_bottleneck_it_was_asked_for(generator)
 
 
 def test_tones_may_begin_as_thresholds():
-    dae = models.build("mnist-dae", tones=4, thresholds=True)
+    dae = models.build("mnist-dae", tones=5, thresholds=4)
     grey = torch.linspace(0, 1, 21).view(1, 1, 1, -1)
     wanted = torch.cat([(grey - k / 4).clamp(min=0) for k in range(4)], 1)
-    torch.testing.assert_close(dae.encoder[:2](grey).detach(), wanted)
-    with pytest.raises(ValueError, match="thresholds: there are no tones"):
-        models.build("mnist-dae", thresholds=True)
+    torch.testing.assert_close(dae.encoder[:2](grey)[:, :4].detach(), wanted)
+    with pytest.raises(ValueError, match="thresholds: expected at most 0, got 1"):
+        models.build("mnist-dae", thresholds=1)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 24)])
