@@ -288,6 +288,7 @@ _BEGUN = _FIRST | {"thresholds": 8, "augment": "turn"}
 BEGUN: dict[str, Options] = {
     "thresholds, moved": _BEGUN,
     "thresholds, moved, ε to 0.33, corners": _BEGUN | _CORNERS,
+    "the same, half past the thresholds": _BEGUN | _CORNERS | {"past": True},
 }
 
 
@@ -313,7 +314,8 @@ def purifier_recipe(
     fit = {"batch_size": 128, "lr": 2e-3, "ema": 0.998, "seed": seed, "epochs": epochs}
     fit |= own("augment")
     network |= model | ({"seed": seed} if seed else {})
-    task = recipes.through(**options)
+    attack = recipes.both_ways if options.pop("past", False) else attacks.pgd
+    task = recipes.through(attack=attack, **options)
     return recipes.Recipe("mnist-dae", task, fit, network, defended=CLASSIFIER)
 
 

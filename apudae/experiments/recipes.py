@@ -103,10 +103,19 @@ def pgd_training(eps: float, steps: int, step_size: float) -> Given:
     )
 
 
-def through(eps: float, **options: Any) -> Given:
+def both_ways(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int = 0, **options: Any
+) -> torch.Tensor:
+    """PGD, on half of the images with a gradient that passes what a threshold cuts off."""
+    views, half = (model, attacks.StraightThrough(model, clamps=True)), len(x) // 2
+    parts = zip(views, x.tensor_split([half]), y.tensor_split([half]), strict=True)
+    return torch.cat([attacks.pgd(*part, seed=seed, **options) for part in parts if len(part[1])])
+
+
+def through(eps: float, attack: Callable[..., torch.Tensor] = attacks.pgd, **options: Any) -> Given:
     """A purifier trained through the classifier: 7 steps of PGD on both, ε growing at first."""
     pgd = {"warm_up": 0.3, "steps": 7, "relative_step": 0.25, "early_stop": False} | options
-    return lambda classifier: training.purifying(classifier, attacks.pgd, eps=eps, **pgd)
+    return lambda classifier: training.purifying(classifier, attack, eps=eps, **pgd)
 
 
 def train(

@@ -126,7 +126,7 @@ class ConvDAE(nn.Module):
     ) -> None:
         super().__init__()
         first = [nn.Conv2d(1, tones, 1), nn.ReLU()] if tones else []
-        require(thresholds <= tones, f"thresholds: expected at most {tones}, got {thresholds}")
+        require(0 <= thresholds <= tones, f"thresholds: expected 0 to {tones}, got {thresholds}")
         if thresholds:
             nn.init.ones_(first[0].weight[:thresholds])
             first[0].bias.data[:thresholds] = -torch.arange(thresholds) / thresholds

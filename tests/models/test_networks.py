@@ -55,7 +55,7 @@ def test_tones_may_begin_as_thresholds():
     grey = torch.linspace(0, 1, 21).view(1, 1, 1, -1)
     wanted = torch.cat([(grey - k / 4).clamp(min=0) for k in range(4)], 1)
     torch.testing.assert_close(dae.encoder[:2](grey)[:, :4].detach(), wanted)
-    with pytest.raises(ValueError, match="thresholds: expected at most 0, got 1"):
+    with pytest.raises(ValueError, match="thresholds: expected 0 to 0, got 1"):
         models.build("mnist-dae", thresholds=1)
 
 
