@@ -577,19 +577,21 @@ def test_a_variant_is_chosen_for_digits_and_the_best_of_each_tested(tmp_path):
     [
         (digit_choices.PURIFIERS, digit_choices.PURIFIER_CHOICE),
         (digit_choices.STRONGER_PURIFIERS, digit_choices.STRONGER_CHOICE),
+        (digit_choices.BEGUN_PURIFIERS, digit_choices.BEGUN_CHOICE),
     ],
-    ids=["first", "stronger"],
+    ids=["first", "stronger", "begun"],
 )
 def test_purifiers_are_chosen_attacked_as_a_whole(tried, choice, tmp_path):
-    """Candidates are there already, hardly trained."""
+    """The first two of each kind, hardly trained."""
     place = place_with(tmp_path, "mnist-cnn")
+    tried = replace(tried, table=dict(list(tried.table.items())[:2]))
     for number, name in enumerate(tried.table):
         torch.manual_seed(number)
         model = digit_choices.purifier_recipe(name).model
         net = models.build("mnist-dae", **model)
         how = {"architecture": "mnist-dae", "options": model, "folder": place.tried}
         models.save(f"{tried.label}-{number}", net, **how)
-    replace(choice, images=few(2)).run(place)
+    replace(choice, images=few(2), trials=tried.trials).run(place)
     stored = place.record(choice.record)
     assert [(r["defense"], r["options"]) for r in stored["rows"]] == list(tried.table.items())
     score = {row["defense"]: sum(row["correct"]) for row in stored["rows"]}
@@ -610,6 +612,35 @@ def test_recipes_of_the_purifiers_that_were_chosen(tmp_path):
     assert further.model == {"latent": 128, "tones": 8, "seed": 1} and further.options["seed"] == 1
     name = further.task(place.model("mnist-cnn")).name
     assert all(part in name for part in ("'corners'", "('eps', 0.33)", "('trades', 6.0)"))
+    begun = digit_choices.purifier_recipe("the same, half past the thresholds", 4)
+    assert begun.model == {"latent": 128, "tones": 8, "thresholds": 8}
+    assert (begun.options["augment"], begun.options["epochs"]) == ("turn", 4)
+    assert "both_ways" in begun.task(place.model("mnist-cnn")).name
+
+
+def test_half_of_a_training_attack_passes_what_is_flat():
+    """Black pixels below a threshold have no slope; only the half that passes it moves them up."""
+    model = nn.Sequential(models.Cut(0.2, 0.0), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
+        model[2].bias.zero_()
+    x, y = torch.zeros(6, 1, 2, 2), torch.zeros(6).long()
+    attack = {"eps": 0.3, "steps": 3, "step_size": 0.1, "random_start": False, "early_stop": False}
+    hit = recipes.both_ways(model, x, y, seed=1, **attack)
+    assert (hit[:3] == 0).all() and torch.allclose(hit[3:], torch.tensor(0.3))
+    assert torch.equal(recipes.both_ways(model, x[:1], y[:1], **attack), hit[3:4])
+
+
+def test_the_strongest_is_the_best_of_both_choices(tmp_path):
+    place = place_with(tmp_path)
+    assert digit_choices.strongest(place) == ""
+    for choice, points in (("STRONGER_CHOICE", (5, 9)), ("BEGUN_CHOICE", (12, 8))):
+        record = getattr(digit_choices, choice).record
+        table = Record(record, {}, place.results, keys=("defense",))
+        for k, score in enumerate(points):
+            table.rows.append({"defense": f"{choice} {k}", "correct": [0, score]})
+        table.save(chosen="any")
+    assert digit_choices.strongest(place) == "BEGUN_CHOICE 0"
 
 
 def test_walks_are_chosen_against_an_attacker_who_knows_them(tmp_path):
