@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..core.arguments import check_writable
+from ..core.arguments import check_writable, require
 from ..core.record import maker, outdated
 from . import authors, challenges, colours, digit_choices, digits, gpu, plans, recipes, white_box
 from .choose import Choice
@@ -81,7 +81,9 @@ def mnist_purifier(place: Place, asked: Namespace) -> None:
 
 
 def mnist_stronger(place: Place, asked: Namespace) -> None:
-    """A purifier that is trained at more expense, from choice to verdict."""
+    """A purifier that is trained at more expense, from choice to verdict, beside the first."""
+    there = place.has("mnist-cnn", "mnist-purifier")
+    require(there, f"mnist-purifier: not in {place.weights}; run mnist-purifier first")
     for choice in (digit_choices.STRONGER_CHOICE, digit_choices.BEGUN_CHOICE):
         choice.run(place)
     wanted = digit_choices.stronger_recipes(digit_choices.strongest(place))
@@ -230,7 +232,7 @@ COMMANDS = {
         ),
     ),
     "mnist-stronger": Command(
-        "choose a stronger purifier, train it from two seeds, judge it beside the first (hours)",
+        "choose a stronger purifier, train it, judge it beside the first (some hours)",
         mnist_stronger,
         tuple(digit_choices.stronger_recipes("as before")),
         (digit_choices.STRONGER_CHOICE, digit_choices.BEGUN_CHOICE, *digits.STRONGER_VERDICTS),

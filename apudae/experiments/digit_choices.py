@@ -1,6 +1,7 @@
 """Choices on digits, as tables: noise level, variant, settings of published defenses, purifier.
 
-What is tried is a row here, and each rule was fixed before looking. What runs a choice is in
+What is tried is a row here, and each rule was fixed before looking; but the candidates of
+:data:`BEGUN` answer what those of :data:`STRONGER` had shown. What runs a choice is in
 :mod:`.choose`; what is compared at the settings that were chosen, in :mod:`.digits`.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attacks, data, models
+from ..core.arguments import require
 from ..core.files import model_fingerprint
 from ..core.prints import data_print
 from ..core.record import Record, Row
@@ -326,7 +328,7 @@ class Purifiers:
     Attributes:
         record: name of the record.
         label: of the weights that are tried.
-        table: the candidates: keys of :data:`CANDIDATES` or :data:`STRONGER`.
+        table: the candidates: :data:`CANDIDATES`, :data:`STRONGER` or :data:`BEGUN`.
         probes: the attacks.
         epochs: of each.
     """
@@ -354,7 +356,9 @@ class Purifiers:
             return Defended(place.model(CLASSIFIER), Direct(self.briefly(number, place))).eval()
 
         for number, (name, options) in enumerate(self.table.items()):
-            yield Trial(name, options, partial(make, number), asked=hit)
+            self.briefly(number, place)
+            more = {"dae_sha256": models.about(f"{self.label}-{number}", place.tried)["sha256"]}
+            yield Trial(name, options, partial(make, number), asked=hit, more=more)
         record.save(chosen=max(record.rows, key=score)["defense"])
 
     def choice(self, n: int, told: str, attack: Row) -> Choice:
@@ -422,21 +426,17 @@ def purifier_recipes(chosen: str) -> dict[str, recipes.Recipe]:
 
 
 def strongest(place: Place) -> str:
-    """Of all that were tried later the one with the highest score; empty before all were."""
-    choices = (STRONGER_CHOICE, BEGUN_CHOICE)
-    if not all(choice.chosen(place) for choice in choices):
-        return ""
-    rows = [row for choice in choices for row in place.rows(choice.record)]
+    """Of all that were tried later the one with the highest score.
+
+    Raises:
+        ValueError: not all of them have been tried.
+    """
+    rows = [row for one in (STRONGER_CHOICE, BEGUN_CHOICE) for row in place.rows(one.record)]
+    tried, wanted = {row["defense"] for row in rows}, {*STRONGER, *BEGUN}
+    require(tried == wanted, f"{BEGUN_CHOICE.record}: not complete; run mnist-stronger")
     return max(rows, key=score)["defense"]
 
 
 def stronger_recipes(chosen: str) -> dict[str, recipes.Recipe]:
     """Of the purifier that was chosen among those that were tried later."""
     return {"mnist-purifier-strong": purifier_recipe(chosen)}
-
-
-def another_seed(place: Place) -> Defended:
-    """The classifier behind the same purifier from another seed, trained if it is not there."""
-    recipe = purifier_recipe(strongest(place), seed=1)
-    dae = recipes.tried("stronger-seed-1", recipe, partial(train, place), place)
-    return Defended(place.model(CLASSIFIER), Direct(dae)).eval()

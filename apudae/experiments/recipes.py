@@ -106,7 +106,10 @@ def pgd_training(eps: float, steps: int, step_size: float) -> Given:
 def both_ways(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int = 0, **options: Any
 ) -> torch.Tensor:
-    """PGD, on half of the images with a gradient that passes what a threshold cuts off."""
+    """PGD, on half of the images with a gradient that passes what a threshold cuts off.
+
+    Both halves begin at the same draws.
+    """
     views, half = (model, attacks.StraightThrough(model, clamps=True)), len(x) // 2
     parts = zip(views, x.tensor_split([half]), y.tensor_split([half]), strict=True)
     return torch.cat([attacks.pgd(*part, seed=seed, **options) for part in parts if len(part[1])])
@@ -156,8 +159,10 @@ def train(
     for path, stage in stages.items():
         options = stage.options | changes | {"checkpoint": path, "progress": progress}
         stage.fit(net, *images, task=stage.task(classifier), **options)
+    task = recipe.task(classifier)
     about = {
         "training": recipe.options | changes,
+        "task": getattr(task, "name", getattr(task, "__name__", "own")),
         "made": record.provenance(place.device),
         "data": data_print(*images),
     }

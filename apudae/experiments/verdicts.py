@@ -88,7 +88,8 @@ class Verdict:
     def run(self, place: Place) -> Report:
         """Ask for it; goes on where it was stopped."""
         images = self.images(place)
-        places = self.places[: len(images.labels)]
+        places = self.places
+        places = places[places < len(images.labels)]
         return evaluate(
             self.row.build(place),
             *images.at(places),

@@ -53,7 +53,7 @@ PRESETS: dict[str, Variant] = {
     "biased": Variant(
         {"objective": "sigmoid", "stepper": "adam", "steps": 16, "step_size": _UNIT},
         "d · sigmoid((d − μ)/s)",
-        "d is the image's own error, not the sum over the batch, which saturates the sigmoid",
+        "d is the image's own error; theirs is the batch's sum, for which the sigmoid is always 1",
     ),
     "biased-steps": Variant(
         {"objective": "error", "paced": True, "stepper": "adam", "steps": 16, "step_size": _UNIT},

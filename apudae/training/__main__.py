@@ -141,7 +141,8 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", type=positive, default=2e-3, help="peak learning rate")
     add("--weight-decay", type=option(float), default=0.0)
     add("--schedule", choices=SCHEDULES, default="one-cycle", help="of the learning rate")
-    add("--augment", action="store_true", help="mirror and shift images at random")
+    told = "mirror and shift images at random; or turn, shift and stretch them"
+    add("--augment", nargs="?", const=True, default=False, choices=["turn"], help=told)
     add("--ema", type=option(float), default=0.0, help="decay of the weights' running average")
     add("--precision", choices=["auto", *PRECISIONS], default="auto")
     add("--compile", action="store_true", help="use torch.compile")

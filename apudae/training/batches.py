@@ -55,6 +55,12 @@ def check_set(images: Tensor, labels: Tensor | None = None, kind: str = "") -> N
         check_labels(labels, len(images), name=f"{kind}labels")
 
 
+def check_augment(augment: bool | str) -> None:
+    """Raise ``ValueError`` unless it says whether, and how, images are augmented."""
+    told = f"augment: expected True, False or 'turn', got {augment!r}"
+    require(isinstance(augment, bool) or augment == "turn", told)
+
+
 def as_float(images: Tensor) -> Tensor:
     """8-bit pixels as float32 in [0, 1]; other images as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
@@ -88,8 +94,7 @@ class InMemory:
         device: torch.device | str = "cpu",
     ) -> None:
         check_set(images, labels)
-        told = f"augment: expected True, False or 'turn', got {augment!r}"
-        require(isinstance(augment, bool) or augment == "turn", told)
+        check_augment(augment)
         large = augment is not True or min(images.shape[2:]) > REACH
         require(large, f"augment: images {list(images.shape[2:])} are too small to be shifted")
         self.images, self.labels = images.to(device), labels.to(device)

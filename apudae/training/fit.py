@@ -35,7 +35,7 @@ from ..core.files import check_like, held, read_torch, require_whole, write_torc
 from ..core.norms import keyed
 from ..core.prints import exact, model_print
 from ..models.checkpoints import check_fits
-from .batches import InMemory, Streamed, as_float, check_set
+from .batches import InMemory, Streamed, as_float, check_augment, check_set
 from .tasks import Task, classification
 
 with warnings.catch_warnings():
@@ -434,6 +434,7 @@ def fit(
     check_choice(optimizer, OPTIMIZERS, "optimizer")
     check_choice(schedule, SCHEDULES, "schedule")
     check_choice(precision, ["auto", *PRECISIONS], "precision")
+    check_augment(augment)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model: no parameter is trainable; call model.requires_grad_(True) first")
     if isinstance(images, Tensor):

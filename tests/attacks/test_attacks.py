@@ -401,6 +401,10 @@ def test_a_start_in_corners(linear, generator):
     ends = [(x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1)]
     at_end = [(z - end).abs() < 1e-7 for end in ends]
     assert (at_end[0] | at_end[1]).all() and all(0.4 < part.float().mean() < 0.6 for part in at_end)
+    with pytest.raises(
+        ValueError, match="random_start: expected True, False or 'corners', got 'c'"
+    ):
+        attacks.pgd(linear, x, y, eps=0.1, random_start="c")
     with pytest.raises(ValueError, match="random_start: a ball in L2 has no corners"):
         attacks.pgd(linear, x, y, eps=0.1, norm="l2", random_start="corners")
 

@@ -631,16 +631,20 @@ def test_half_of_a_training_attack_passes_what_is_flat():
     assert torch.equal(recipes.both_ways(model, x[:1], y[:1], **attack), hit[3:4])
 
 
-def test_the_strongest_is_the_best_of_both_choices(tmp_path):
+def test_the_strongest_is_the_best_of_both_choices_once_all_were_tried(tmp_path):
     place = place_with(tmp_path)
-    assert digit_choices.strongest(place) == ""
-    for choice, points in (("STRONGER_CHOICE", (5, 9)), ("BEGUN_CHOICE", (12, 8))):
-        record = getattr(digit_choices, choice).record
-        table = Record(record, {}, place.results, keys=("defense",))
-        for k, score in enumerate(points):
-            table.rows.append({"defense": f"{choice} {k}", "correct": [0, score]})
-        table.save(chosen="any")
-    assert digit_choices.strongest(place) == "BEGUN_CHOICE 0"
+    for choice, table in (("STRONGER", digit_choices.STRONGER), ("BEGUN", digit_choices.BEGUN)):
+        with pytest.raises(
+            ValueError, match="mnist_begun_choice: not complete; run mnist-stronger"
+        ):
+            digit_choices.strongest(place)
+        record = getattr(digit_choices, f"{choice}_CHOICE").record
+        rows = Record(record, {}, place.results, keys=("defense",))
+        for k, name in enumerate(table):
+            score = 9 if name == "ε to 0.33" else k  # the second of the first table
+            rows.rows.append({"defense": name, "correct": [0, score]})
+        rows.save(chosen="any")
+    assert digit_choices.strongest(place) == "ε to 0.33"
 
 
 def test_walks_are_chosen_against_an_attacker_who_knows_them(tmp_path):
@@ -788,7 +792,7 @@ def test_what_is_chosen_for_colours_follows_the_rule(chosen):
     about = models.about("cifar10-dae", chosen.weights)
     assert about["options"] == {"depth": depth, "width": 8}
     assert about["training"]["epochs"] == 3 and about["sha256"] == stored["dae_sha256"]
-    assert stored["calibration"][2] == 40 and stored["data"]["n"] == 20  # μ and σ: on all
+    assert stored["calibration"][2] == 40 and stored["data"]["n"] == 20  # μ and s: on all
     assert [r["defense"] for r in rows].count("direct") == 1
     assert {r["defense"] for r in rows} >= {*plans.TRANSFORMS, *map(plans.adaptively, PRESETS)}
     for name, (_, grid) in plans.TRANSFORMS.items():

@@ -298,7 +298,12 @@ def test_all_that_was_to_be_tried_has_been():
         (name, options) for name, several in digit_choices.PUBLISHED.items() for options in several
     ]
     assert tried("mnist_tuning") == settings
-    assert tried("mnist_purifier_choice") == list(digit_choices.CANDIDATES.items())
+    for one in (
+        digit_choices.PURIFIERS,
+        digit_choices.STRONGER_PURIFIERS,
+        digit_choices.BEGUN_PURIFIERS,
+    ):
+        assert tried(one.record) == list(one.table.items())
 
 
 def test_the_shipped_networks_are_those_that_were_chosen():
@@ -318,6 +323,10 @@ def test_the_shipped_networks_are_those_that_were_chosen():
     about = models.about("mnist-purifier")
     assert about["options"] == purifier
     assert about["classifier_sha256"] == PLACE.sha256("mnist-cnn")
+    later = digit_choices.purifier_recipe(digit_choices.strongest(PLACE))
+    about = models.about("mnist-purifier-strong")
+    assert (about["options"], about["training"]) == (later.model, later.options)
+    assert about["task"] == later.task(PLACE.model("mnist-cnn")).name
     for record in SELECTED.values():
         selected = PLACE.record(record)
         dae = record.replace("_selection", "-dae")
@@ -539,6 +548,29 @@ def test_a_slice_of_the_verdict_is_what_is_measured_now(built, first):
     assert (now == then[some]).sum() >= 11
     assert 0.2 <= now.double().mean() <= 0.8
     assert torch.equal(scores.outcomes(model, *first), report.right("clean")[:200])
+
+
+def test_purifiers_are_judged_side_by_side_on_digits_that_no_other_verdict_has():
+    """Places after the first thousand of the order; a slice of each, attacked again."""
+    first, second = digits.STRONGER_VERDICTS
+    assert torch.equal(first.places, second.places)
+    assert torch.equal(first.places, digit_choices.ORDER.places(3000)[1000:])
+    for verdict in (first, second):
+        settings = PLACE.record(verdict.record)["settings"]
+        assert settings["model_sha256"] == model_fingerprint(verdict.row.build(PLACE))
+        assert (settings["eps"], settings["budget"]) == (0.3, "quick")
+        assert verdict.load(PLACE).n == verdict.n == 2000
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "stronger"])
+def test_a_slice_of_both_purifiers_is_what_is_measured_now(number, full_data):
+    verdict, n = digits.STRONGER_VERDICTS[number], 40
+    report, model, places = verdict.load(PLACE), verdict.row.build(PLACE), verdict.places[:n]
+    x, y = verdict.images(Place(root=full_data)).at(places)
+    hit = attacks.pgd(model, x, y, eps=0.3, steps=50, early_stop=True, index=places)
+    assert agree(scores.outcomes(model, hit, y), report.right("PGD")[:n], 0.9)
+    assert torch.equal(scores.outcomes(model, x, y), report.right("clean")[:n])
+    assert 0.8 < report.right().double().mean() < 1
 
 
 @pytest.mark.parametrize("name", ["white-box choice", "white-box choice, then R"])

@@ -107,7 +107,7 @@
       </fieldset>
       <fieldset><legend>Purifier</legend>
         ${select("purifier", "kind", [["none", "none"], ["direct", "direct: R(x)"], ["adaptive", "adaptive: a walk"], ["trained", "that of chapter 13"], ["cut", "a cut at a threshold"]])}
-        ${select("objective", "lowers", [["error", "d"], ["hinge", "max(d − μ, 0)²/σ²"], ["match", "(d − μ)²/σ²"]])}
+        ${select("objective", "lowers", [["error", "d"], ["hinge", "max(d − μ, 0)²/s²"], ["match", "(d − μ)²/s²"]])}
         ${select("stepper", "by", [["descent", "plain descent"], ["adam", "Adam"], ["sign", "the sign"]])}
         ${range("walk", "steps", 1, 30, 1)}${range("walkSize", "step size", 0.005, 0.3, 0.005)}${range("cut", "threshold", 0.05, 0.45, 0.05)}
       </fieldset>
@@ -156,7 +156,7 @@
     const at = (d, k) => `${(10 + 280 * k / Math.max(errors.length - 1, 1)).toFixed(1)},${(80 - 70 * d / top).toFixed(1)}`;
     const level = d => 80 - 70 * d / top;
     $(".path svg").innerHTML = `<rect x="10" width="280" y="${level(mu + sigma)}" height="${level(Math.max(mu - sigma, 0)) - level(mu + sigma)}" class="band"/>
-      <line x1="10" x2="290" y1="${level(mu)}" y2="${level(mu)}" class="mu"/><text x="288" y="${level(mu) - 3}">μ ± σ of clean digits</text>
+      <line x1="10" x2="290" y1="${level(mu)}" y2="${level(mu)}" class="mu"/><text x="288" y="${level(mu) - 3}">μ ± s of clean digits</text>
       <polyline points="${errors.map(at).join(" ")}"/>${errors.map((d, k) => `<circle r="2.4" cx="${at(d, k).split(",")[0]}" cy="${at(d, k).split(",")[1]}"/>`).join("")}
       <text x="12" y="10" class="left">d: ${errors[0].toFixed(2)} → ${errors.at(-1).toFixed(2)}</text>`;
   };
