@@ -107,6 +107,10 @@ class Evaluation:
             old = Report.load(name, folder)
             part = old.settings.pop("part", {"places": range(old.n), "of": old.n})
             if differ := differences(settings, old.settings):
+                if part["of"] != len(self.labels):  # of another number, all prints differ
+                    told = f"number of images ({part['of']:,} there, {len(self.labels):,} here)"
+                    prints = ("data", "labels", "index")
+                    differ = [told, *(d for d in differ if not d.startswith(prints))]
                 raise ValueError(
                     f"record: {folder / name}.json was made with another {', '.join(differ)}; "
                     "move it or name another"

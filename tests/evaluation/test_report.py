@@ -75,6 +75,8 @@ def test_a_killed_evaluation_goes_on_where_it_was(digits, tmp_path, monkeypatch,
     )  # done: no work
     with pytest.raises(ValueError, match="was made with another eps; move it or name another"):
         run(model, few, **options | {"eps": 0.2}, record=tmp_path / "r_0.2")
+    with pytest.raises(ValueError, match=r"another number of images \(20 there, 19 here\); move"):
+        run(model, few.take(19), **options, record=tmp_path / "r_0.2")
     with pytest.raises(ValueError, match="was made with another model_sha256"):
         other = Defended(model.classifier, Direct(dae, repeats=2, noise=0.2 if random else 0.0))
         run(other, few, **options, record=tmp_path / "r_0.2")
