@@ -158,8 +158,8 @@ def train(
         stages = {before: recipe.warm_up} | stages
     for path, stage in stages.items():
         options = stage.options | changes | {"checkpoint": path, "progress": progress}
-        stage.fit(net, *images, task=stage.task(classifier), **options)
-    task = recipe.task(classifier)
+        task = stage.task(classifier)
+        stage.fit(net, *images, task=task, **options)
     about = {
         "training": recipe.options | changes,
         "task": getattr(task, "name", getattr(task, "__name__", "own")),
