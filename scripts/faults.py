@@ -130,8 +130,8 @@ FAULTS = [
     Fault(
         "pgd: restarts all alike",
         "attacks/gradient.py",
-        "inside.start(index[place.cpu()], seed, run)",
-        "inside.start(index[place.cpu()], seed, 0)",
+        "inside.start(key, seed, run, corners=corners)",
+        "inside.start(key, seed, 0, corners=corners)",
         "restarts add nothing",
     ),
     Fault(

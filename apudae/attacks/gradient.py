@@ -5,6 +5,9 @@ They are called like all attacks; see :mod:`apudae.attacks`.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..core.arguments import check_number, checked, require
@@ -137,7 +140,7 @@ def pgd(
     norm: str = "linf",
     steps: int = 50,
     step_size: float | None = None,
-    random_start: bool | str = True,
+    random_start: bool = True,
     restarts: int = 1,
     loss: str = "ce",
     early_stop: bool = False,
@@ -158,25 +161,58 @@ def pgd(
     Args besides those of all attacks:
         steps: gradient steps.
         step_size: of each step; by default 2.5 · ε / steps, which can cross the ball.
-        random_start: begin at a uniformly drawn point of the ball; with ``"corners"`` at one of
-            its corners (L∞ only): a network that ignores small changes has a gradient there.
+        random_start: begin at a uniformly drawn point of the ball.
         restarts: runs, each from its own random start; the best is kept.
         early_stop: leave an image alone from its first misclassified iterate on (``targeted``:
             the first classified as ``y``). Much faster, and no weaker against ``model`` itself.
             Against *another* model, such as the same classifier behind a purifier, it is far
             weaker: an image left just behind the border is easily brought back.
     """
+    given = {"eps": eps, "norm": norm, "steps": steps, "step_size": step_size, "loss": loss}
+    given |= {"random_start": random_start, "restarts": restarts, "early_stop": early_stop}
+    more = {"targeted": targeted, "mask": mask, "seed": seed, "index": index}
+    return _pgd(model, x, y, batch_size=batch_size, **given, **more)
+
+
+def corner_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, seed: int = 0, **options: Any
+) -> Tensor:
+    """PGD in L∞ that begins at a corner of the ball, drawn at random.
+
+    A network that ignores small changes of a pixel has a gradient there. Options are those of
+    :func:`pgd` but ``norm`` and ``random_start``.
+    """
+    usual = inspect.signature(pgd).parameters
+    given = {k: p.default for k, p in usual.items() if p.kind is p.KEYWORD_ONLY} | options
+    given |= {"eps": eps, "seed": seed, "norm": "linf", "random_start": True}
+    return _pgd(model, x, y, **given, corners=True)
+
+
+def _pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str,
+    steps: int,
+    step_size: float | None,
+    random_start: bool,
+    restarts: int,
+    loss: str,
+    early_stop: bool,
+    targeted: bool,
+    mask: Tensor | None,
+    seed: int,
+    index: Tensor | None,
+    batch_size: int | None,
+    corners: bool = False,
+) -> Tensor:
     shared = {"index": index, "batch_size": batch_size}
     counts = {"steps": steps, "restarts": restarts}
     ball = check_attack(model, x, y, eps, norm, mask=mask, **shared, **counts)
     if step_size is not None:
         check_number(step_size, "step_size", exclusive=True)
-    corners = random_start == "corners"
-    require(
-        corners or isinstance(random_start, bool),
-        f"random_start: expected True, False or 'corners', got {random_start!r}",
-    )
-    require(not corners or norm == "linf", "random_start: a ball in L2 has no corners")
     if restarts > 1 and not random_start:
         raise ValueError("restarts: more than one needs random_start, or all runs are the same")
     size = 2.5 * eps / steps if step_size is None else step_size

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attacks, data, models
+from ..attacks.gradient import corner_pgd
 from ..core.arguments import require
 from ..core.files import model_fingerprint
 from ..core.prints import data_print
@@ -316,7 +317,10 @@ def purifier_recipe(
     fit = {"batch_size": 128, "lr": 2e-3, "ema": 0.998, "seed": seed, "epochs": epochs}
     fit |= own("augment")
     network |= model | ({"seed": seed} if seed else {})
-    attack = recipes.both_ways if options.pop("past", False) else attacks.pgd
+    attack = attacks.pgd
+    if options.pop("random_start", "") == "corners":
+        attack = recipes.both_ways if options.pop("past", False) else corner_pgd
+        options.pop("norm")
     task = recipes.through(attack=attack, **options)
     return recipes.Recipe("mnist-dae", task, fit, network, defended=CLASSIFIER)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import attacks, data, models, training
+from ..attacks.gradient import corner_pgd
 from ..core import record, scores
 from ..core.files import locked, sha256_of, sweep
 from ..core.prints import data_print
@@ -106,13 +107,14 @@ def pgd_training(eps: float, steps: int, step_size: float) -> Given:
 def both_ways(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int = 0, **options: Any
 ) -> torch.Tensor:
-    """PGD, on half of the images with a gradient that passes what a threshold cuts off.
+    """PGD from corners, for half of the images with a gradient that passes thresholds.
 
     Both halves begin at the same draws.
     """
     views, half = (model, attacks.StraightThrough(model, clamps=True)), len(x) // 2
     parts = zip(views, x.tensor_split([half]), y.tensor_split([half]), strict=True)
-    return torch.cat([attacks.pgd(*part, seed=seed, **options) for part in parts if len(part[1])])
+    attack = partial(corner_pgd, seed=seed, **options)
+    return torch.cat([attack(*part) for part in parts if len(part[1])])
 
 
 def through(eps: float, attack: Callable[..., torch.Tensor] = attacks.pgd, **options: Any) -> Given:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from apudae import attacks, models
+from apudae.attacks.gradient import corner_pgd
 from apudae.core import norms
 from apudae.core.arguments import AttackWarning
 from apudae.core.norms import NORMS, length
@@ -392,21 +393,17 @@ def test_restarts_without_a_random_start_are_refused(linear, generator):
 
 
 def test_a_start_in_corners(linear, generator):
-    """Each pixel at an end of what it may be; no corners in L2."""
+    """Each pixel at an end of what it may be."""
     x, y = batch(generator)
     seen = []
     model = lambda_module(lambda z: (seen.append(z.detach()), linear(z))[1]).eval()
-    attacks.pgd(model, x, y, eps=0.1, steps=1, random_start="corners")
+    corner_pgd(model, x, y, eps=0.1, steps=1)
     z = next(part for part in seen if part.shape == x.shape and not torch.equal(part, x))
     ends = [(x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1)]
     at_end = [(z - end).abs() < 1e-7 for end in ends]
     assert (at_end[0] | at_end[1]).all() and all(0.4 < part.float().mean() < 0.6 for part in at_end)
-    with pytest.raises(
-        ValueError, match="random_start: expected True, False or 'corners', got 'c'"
-    ):
-        attacks.pgd(linear, x, y, eps=0.1, random_start="c")
-    with pytest.raises(ValueError, match="random_start: a ball in L2 has no corners"):
-        attacks.pgd(linear, x, y, eps=0.1, norm="l2", random_start="corners")
+    with pytest.raises(ValueError, match="eps: "):
+        corner_pgd(linear, x, y, eps=-1.0)
 
 
 def test_a_model_in_training_mode_draws_a_warning(generator):

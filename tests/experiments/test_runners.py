@@ -17,6 +17,7 @@ from toys import BRIEF, Blur, Cut, dots, files, linear, place_with, stripes
 
 from apudae import attacks, data, models, training
 from apudae.core import record, scores
+from apudae.core.norms import Ball
 from apudae.core.prints import data_print
 from apudae.core.record import Record, pack, unpack
 from apudae.core.scores import same_images
@@ -611,7 +612,7 @@ def test_recipes_of_the_purifiers_that_were_chosen(tmp_path):
     further = digit_choices.purifier_recipe("ε to 0.33, corners, TRADES", seed=1)
     assert further.model == {"latent": 128, "tones": 8, "seed": 1} and further.options["seed"] == 1
     name = further.task(place.model("mnist-cnn")).name
-    assert all(part in name for part in ("'corners'", "('eps', 0.33)", "('trades', 6.0)"))
+    assert all(part in name for part in ("corner_pgd", "('eps', 0.33)", "('trades', 6.0)"))
     begun = digit_choices.purifier_recipe("the same, half past the thresholds", 4)
     assert begun.model == {"latent": 128, "tones": 8, "thresholds": 8}
     assert (begun.options["augment"], begun.options["epochs"]) == ("turn", 4)
@@ -624,11 +625,11 @@ def test_half_of_a_training_attack_passes_what_is_flat():
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
         model[2].bias.zero_()
-    x, y = torch.zeros(6, 1, 2, 2), torch.zeros(6).long()
-    attack = {"eps": 0.3, "steps": 3, "step_size": 0.1, "random_start": False, "early_stop": False}
-    hit = recipes.both_ways(model, x, y, seed=1, **attack)
-    assert (hit[:3] == 0).all() and torch.allclose(hit[3:], torch.tensor(0.3))
-    assert torch.equal(recipes.both_ways(model, x[:1], y[:1], **attack), hit[3:4])
+    x, y = torch.full((6, 1, 2, 2), 0.05), torch.zeros(6).long()
+    hit = recipes.both_ways(model, x, y, 1, eps=0.1, steps=3, step_size=0.1, early_stop=False)
+    start = Ball(x[:3], 0.1).start(torch.arange(3), 1, corners=True)
+    torch.testing.assert_close(hit[:3], start)
+    torch.testing.assert_close(hit[3:], torch.full((3, 1, 2, 2), 0.15))
 
 
 def test_the_strongest_is_the_best_of_both_choices_once_all_were_tried(tmp_path):
