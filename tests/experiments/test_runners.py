@@ -626,10 +626,10 @@ def test_half_of_a_training_attack_passes_what_is_flat():
         model[2].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
         model[2].bias.zero_()
     x, y = torch.full((6, 1, 2, 2), 0.05), torch.zeros(6).long()
-    hit = recipes.both_ways(model, x, y, 1, eps=0.1, steps=3, step_size=0.1, early_stop=False)
-    start = Ball(x[:3], 0.1).start(torch.arange(3), 1, corners=True)
+    hit = recipes.both_ways(model, x, y, 1, eps=0.3, steps=3, step_size=0.2, early_stop=False)
+    start = Ball(x[:3], 0.3).start(torch.arange(3), 1, corners=True)
     torch.testing.assert_close(hit[:3], start)
-    torch.testing.assert_close(hit[3:], torch.full((3, 1, 2, 2), 0.15))
+    torch.testing.assert_close(hit[3:], torch.full((3, 1, 2, 2), 0.35))
 
 
 def test_the_strongest_is_the_best_of_both_choices_once_all_were_tried(tmp_path):
